@@ -1,0 +1,164 @@
+// startDriverThread: a driver with a load of its own, as src/native.ts declares it (NativeDriverThread).
+//
+// Ownership: the functions of a driver and the ArrayBuffer of its counters hold its handle. While it runs, the
+// environment holds it too: a worker that is terminated stops the thread and waits for it, so that the thread never
+// outlives what it uses.
+#include <napi.h>
+
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <utility>
+
+#include "addon/bindings.h"
+#include "addon/errors.h"
+#include "addon/option_reader.h"
+#include "os/driver_thread.h"
+
+namespace hushring {
+
+namespace {
+
+constexpr std::int64_t kSafeIntegerMax = (std::int64_t{1} << 53) - 1;
+
+Suppression read_suppression(OptionReader& reader) {
+  const bool event_idx = reader.boolean("eventIdx");
+  if (reader.boolean("suppress")) return event_idx ? Suppression::kEventIdx : Suppression::kFlags;
+  // With EVENT_IDX a driver that never moves used_event has asked for silence.
+  if (event_idx && !reader.failed()) reader.fail_range("eventIdx", "false when `suppress` is");
+  return Suppression::kNone;
+}
+
+os::DriverOptions read_options(OptionReader& reader) {
+  const auto fd = [&](const char* name) {
+    return static_cast<int>(reader.integer(name, 0, std::numeric_limits<int>::max()));
+  };
+  const auto u32 = [&](const char* name, std::int64_t min, std::int64_t max) {
+    return static_cast<std::uint32_t>(reader.integer(name, min, max));
+  };
+  const auto u64 = [&](const char* name, std::int64_t min, std::int64_t max = kSafeIntegerMax) {
+    return static_cast<std::uint64_t>(reader.integer(name, min, max));
+  };
+  return {.memory_fd = fd("memoryFd"),
+          .memory_bytes = u64("memoryBytes", 1),
+          .kick_fd = fd("kickFd"),
+          .call_fd = fd("callFd"),
+          .queue_size = u32("queueSize", 4, kSplitQueueSizeMax),
+          .suppression = read_suppression(reader),
+          .indirect = reader.boolean("indirect"),
+          .request_count_max = u64("requestCountMax", 0),
+          .duration_ms = u64("durationMs", 0, std::numeric_limits<std::int32_t>::max()),
+          .stall_ms = u32("stallMs", 1, std::numeric_limits<std::int32_t>::max()),
+          .load = {.block_bytes = u32("blockBytes", kSectorBytes, std::int64_t{1} << 30),
+                   .capacity_bytes = u64("capacityBytes", 0),
+                   .write_percent = u32("writePercent", 0, 100),
+                   .verify = reader.boolean("verify"),
+                   .seed = u64("seed", 0),
+                   .queue_depth = u32("queueDepth", 1, kSplitQueueSizeMax)}};
+}
+
+class DriverHandle : public std::enable_shared_from_this<DriverHandle> {
+ public:
+  explicit DriverHandle(std::unique_ptr<os::DriverThread> thread) : thread_(std::move(thread)) {}
+
+  [[nodiscard]] os::DriverThread& thread() noexcept { return *thread_; }
+
+  void run(Napi::Env env, const Napi::Value& on_done) {
+    if (!on_done.IsFunction()) return throw_type_error(env, "onDone", "a function");
+    if (std::exchange(spent_, true)) {
+      return throw_coded(Napi::Error::New(env, "the driver was closed, or ran before"), "ERR_CLOSED");
+    }
+    auto done = Napi::ThreadSafeFunction::New(env, on_done.As<Napi::Function>(), "hushring driver", 1, 1);
+    // Hooks run in reverse order: this one, which waits for the thread, before the one that ends `done`.
+    napi_add_env_cleanup_hook(env, end_with_environment, this);
+    held_by_environment_ = shared_from_this();
+    const int error = thread_->run([done] {
+      done.NonBlockingCall();
+      done.Release();
+    });
+    if (error == 0) return;
+    done.Release();
+    close(env);
+    throw_system_error(env, error, "pthread_create");
+  }
+
+  void close(napi_env env) {
+    spent_ = true;
+    thread_->close();
+    if (held_by_environment_ == nullptr) return;
+    napi_remove_env_cleanup_hook(env, end_with_environment, this);
+    held_by_environment_.reset();
+  }
+
+ private:
+  static void end_with_environment(void* data) {
+    const std::shared_ptr<DriverHandle> handle = std::move(static_cast<DriverHandle*>(data)->held_by_environment_);
+    handle->thread_->close();
+  }
+
+  const std::unique_ptr<os::DriverThread> thread_;
+  std::shared_ptr<DriverHandle> held_by_environment_;
+  bool spent_ = false;  // run or closed
+};
+
+Napi::Value latency_nanos(DriverHandle& handle, const Napi::CallbackInfo& info) {
+  const double quantile = info[0].IsNumber() ? info[0].As<Napi::Number>().DoubleValue() : 0;
+  if (quantile > 0 && quantile < 1) {
+    return Napi::Number::New(info.Env(), static_cast<double>(handle.thread().latency_nanos(quantile)));
+  }
+  throw_coded(Napi::RangeError::New(info.Env(), "expected `quantile` to be above 0 and below 1, got `" +
+                                                    info[0].ToString().Utf8Value() + "`"),
+              "ERR_OPTION_RANGE");
+  return info.Env().Undefined();
+}
+
+Napi::Value start_driver_thread(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  OptionReader reader(info[0]);
+  const os::DriverOptions options = read_options(reader);
+  if (reader.failed()) return env.Undefined();
+  if (const auto complaint = os::complaint_about(options)) {
+    reader.fail_range(complaint->name, complaint->expectation);
+    return env.Undefined();
+  }
+  os::MapFailure failure;
+  std::unique_ptr<os::DriverThread> thread = os::DriverThread::make(options, failure);
+  if (thread == nullptr) {
+    if (failure.error != 0) throw_system_error(env, failure.error, failure.syscall);
+    else throw_coded(Napi::Error::New(env, "the memory cannot be mapped: " + failure.reason), "ERR_MEMORY_REGION");
+    return env.Undefined();
+  }
+
+  const auto handle = std::make_shared<DriverHandle>(std::move(thread));
+  const Napi::Object driver = Napi::Object::New(env);
+  const SplitLayout& ring = handle->thread().ring();
+  driver.Set("descriptorAddress", Napi::BigInt::New(env, ring.descriptor_address));
+  driver.Set("availableAddress", Napi::BigInt::New(env, ring.avail_address));
+  driver.Set("usedAddress", Napi::BigInt::New(env, ring.used_address));
+  // The memory is the handle's, not JavaScript's: whatever becomes of the buffer, the thread can count.
+  const auto counters = Napi::ArrayBuffer::New(env, &handle->thread().counters(), sizeof(os::DriverCounters),
+                                               [handle](Napi::Env, void*) {});
+  driver.Set("counters", Napi::BigUint64Array::New(env, sizeof(os::DriverCounters) / sizeof(std::uint64_t), counters, 0));
+  const auto define = [&](const char* name, auto body) {
+    const auto function = [handle, body](const Napi::CallbackInfo& call) -> Napi::Value { return body(*handle, call); };
+    driver.Set(name, Napi::Function::New(env, function, name));
+  };
+  define("latencyNanos", latency_nanos);
+  define("run", [](DriverHandle& running, const Napi::CallbackInfo& call) -> Napi::Value {
+    running.run(call.Env(), call[0]);
+    return call.Env().Undefined();
+  });
+  define("close", [](DriverHandle& running, const Napi::CallbackInfo& call) -> Napi::Value {
+    running.close(call.Env());
+    return call.Env().Undefined();
+  });
+  return driver;
+}
+
+}  // namespace
+
+void register_driver_threads(Napi::Env env, Napi::Object exports) {
+  exports.Set("startDriverThread", Napi::Function::New(env, start_driver_thread, "startDriverThread"));
+}
+
+}  // namespace hushring

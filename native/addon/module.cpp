@@ -1,0 +1,22 @@
+// The addon's entry: each binding file registers its functions. Nothing here or in the bindings is process-global
+// except the SIGBUS guard, so the addon can be loaded in any number of worker threads.
+#include <napi.h>
+
+#include "addon/bindings.h"
+
+namespace {
+
+Napi::Object initialise(Napi::Env env, Napi::Object exports) {
+  hushring::register_build(env, exports);
+  hushring::register_regions(env, exports);
+  hushring::register_queues(env, exports);
+  hushring::register_eventfds(env, exports);
+  hushring::register_watches(env, exports);
+  hushring::register_sockets(env, exports);
+  hushring::register_driver_threads(env, exports);
+  return exports;
+}
+
+}  // namespace
+
+NODE_API_MODULE(hushring, initialise)

@@ -1,0 +1,33 @@
+// Reads the properties of an options object, one expectation a property.
+#pragma once
+
+#include <napi.h>
+
+#include <cstdint>
+#include <string>
+
+namespace hushring {
+
+// The first property that is wrong throws a TypeError ERR_OPTION_TYPE or a RangeError ERR_OPTION_RANGE that names it,
+// what was expected and what was given; from then on everything reads as 0. Check failed() before using any value.
+class OptionReader {
+ public:
+  explicit OptionReader(const Napi::Value& options);
+
+  [[nodiscard]] bool failed() const { return env_.IsExceptionPending(); }
+
+  [[nodiscard]] std::int64_t integer(const char* name, std::int64_t smallest, std::int64_t largest);
+  [[nodiscard]] bool boolean(const char* name);
+  // A bigint of 64 bits without sign.
+  [[nodiscard]] std::uint64_t address(const char* name);
+  // As it is; undefined after a failure.
+  [[nodiscard]] Napi::Value value(const char* name);
+
+  void fail_range(const char* name, const std::string& expectation);
+
+ private:
+  Napi::Env env_;
+  Napi::Object options_;
+};
+
+}  // namespace hushring

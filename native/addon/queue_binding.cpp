@@ -1,0 +1,379 @@
+// createSplitQueue: the device's half of a split virtqueue as src/native.ts declares it (NativeQueue).
+//
+// take() and complete() are raw Node-API functions that find their queue through the `data` pointer, which costs a
+// third of unwrapping `this`; they allocate nothing. Everything else is called once a connection and is written for
+// clarity.
+//
+// Ownership: each function of a queue holds the QueueHandle; the handle holds the queue until close(). Whatever ends
+// first, close(), the garbage collector or the environment (a worker that is terminated), ends it exactly once.
+#include <napi.h>
+
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "addon/bindings.h"
+#include "addon/errors.h"
+#include "addon/option_reader.h"
+#include "addon/region_binding.h"
+#include "core/ordering.h"
+#include "core/split.h"
+#include "os/eventfd.h"
+#include "os/mapped_region.h"
+
+namespace hushring {
+
+namespace {
+
+// ---- Options ---------------------------------------------------------------------------------------------------
+
+SplitOptions read_queue_options(OptionReader& reader) {
+  const SplitOptions options{
+      .size_max = static_cast<std::uint32_t>(reader.integer("sizeMax", 1, kSplitQueueSizeMax)),
+      .batch_count_max = static_cast<std::uint32_t>(reader.integer("batchCountMax", 1, kSplitQueueSizeMax)),
+      .chain_count_max = static_cast<std::uint32_t>(reader.integer("chainCountMax", 1, 65535)),
+      .framing = {.header_bytes = static_cast<std::uint32_t>(reader.integer("headerBytes", 0, 64)),
+                  .status_byte = reader.boolean("statusByte")},
+      .strict_chains = reader.boolean("strictChains"),
+  };
+  if (!reader.failed() && !std::has_single_bit(options.size_max)) {
+    reader.fail_range("sizeMax", "a power of two up to 32768");
+  }
+  return options;
+}
+
+SplitRing read_ring(OptionReader& reader) {
+  // The size comes from the peer: whether it is a power of two within the limit is for the queue to judge.
+  return {.size = static_cast<std::uint32_t>(reader.integer("size", 0, std::numeric_limits<std::uint32_t>::max())),
+          .space = reader.boolean("guestAddresses") ? AddressSpace::kGuest : AddressSpace::kUser,
+          .descriptor_address = reader.address("descriptorAddress"),
+          .avail_address = reader.address("availableAddress"),
+          .used_address = reader.address("usedAddress"),
+          .avail_base = static_cast<std::uint16_t>(reader.integer("availableBase", 0, 65535)),
+          .event_idx = reader.boolean("eventIdx"),
+          .indirect = reader.boolean("indirect")};
+}
+
+// ---- Memory ----------------------------------------------------------------------------------------------------
+
+// The regions a ring runs on, kept mapped even if JavaScript closes them.
+struct RingMemory {
+  std::vector<std::shared_ptr<os::MappedRegion>> mappings;
+  std::vector<Region> regions;
+  std::uint32_t generation = 0;
+
+  [[nodiscard]] bool truncated() const noexcept {
+    for (const auto& mapping : mappings) {
+      if (mapping->truncated()) return true;
+    }
+    return false;
+  }
+};
+
+// Throws a TypeError when `value` is no array of open regions.
+RingMemory read_memory(const Napi::Value& value) {
+  RingMemory memory;
+  if (!value.IsArray()) {
+    throw_type_error(value.Env(), "regions", "an array of regions");
+    return memory;
+  }
+  const auto array = value.As<Napi::Array>();
+  std::uint32_t window = 0;
+  for (std::uint32_t index = 0; index < array.Length(); ++index) {
+    std::shared_ptr<os::MappedRegion> mapping = region_from(array.Get(index));
+    if (mapping == nullptr) {
+      throw_type_error(value.Env(), "regions", "an array of open regions");
+      return memory;
+    }
+    memory.regions.push_back(
+        {mapping->guest_address, mapping->user_address, mapping->size_bytes, mapping->host, window});
+    window += window_count(mapping->size_bytes);
+    memory.mappings.push_back(std::move(mapping));
+  }
+  return memory;
+}
+
+// ---- The tables ------------------------------------------------------------------------------------------------
+
+// The tables in one ArrayBuffer of JavaScript's, which stays where it is while it is referenced here. Nobody but
+// src/ring/queue.ts sees the buffer, and that never transfers it.
+class Tables {
+ public:
+  Tables(Napi::Env env, const SplitOptions& options)
+      : options_(options), buffer_(Napi::Persistent(Napi::ArrayBuffer::New(env, total_bytes()))) {}
+
+  [[nodiscard]] SplitTables native() {
+    auto* const base = static_cast<std::byte*>(buffer_.Value().Data());
+    return {.requests = {reinterpret_cast<RequestRow*>(base + requests_at()), options_.request_rows()},
+            .headers = {base + headers_at(), headers_bytes()},
+            .segments = {reinterpret_cast<Segment*>(base + segments_at()), options_.segment_rows()},
+            .completions = {reinterpret_cast<const CompletionRow*>(base + completions_at()),
+                            options_.completion_rows()},
+            .counters = reinterpret_cast<QueueCounters*>(base)};
+  }
+
+  void define(Napi::Object queue) {
+    const Napi::Env env = queue.Env();
+    const Napi::ArrayBuffer buffer = buffer_.Value();
+    const auto words = [&](std::size_t from, std::size_t to) {
+      return Napi::Uint32Array::New(env, (to - from) / sizeof(std::uint32_t), buffer, from);
+    };
+    constexpr std::size_t kCounterCount = sizeof(QueueCounters) / sizeof(std::uint64_t);
+    queue.Set("counters", Napi::BigUint64Array::New(env, kCounterCount, buffer, 0));
+    queue.Set("requests", words(requests_at(), headers_at()));
+    queue.Set("headers", words(headers_at(), segments_at()));
+    queue.Set("segments", words(segments_at(), completions_at()));
+    queue.Set("completions", words(completions_at(), total_bytes()));
+  }
+
+ private:
+  [[nodiscard]] static constexpr std::size_t requests_at() { return sizeof(QueueCounters); }
+  [[nodiscard]] std::size_t headers_at() const {
+    return requests_at() + options_.request_rows() * sizeof(RequestRow);
+  }
+  [[nodiscard]] std::size_t headers_bytes() const {
+    return options_.request_rows() * options_.header_stride_bytes();
+  }
+  [[nodiscard]] std::size_t segments_at() const { return headers_at() + headers_bytes(); }
+  [[nodiscard]] std::size_t completions_at() const {
+    return segments_at() + options_.segment_rows() * sizeof(Segment);
+  }
+  [[nodiscard]] std::size_t total_bytes() const {
+    return completions_at() + options_.completion_rows() * sizeof(CompletionRow);
+  }
+
+  const SplitOptions options_;
+  Napi::Reference<Napi::ArrayBuffer> buffer_;
+};
+
+// ---- The queue -------------------------------------------------------------------------------------------------
+
+class SplitQueue {
+ public:
+  SplitQueue(Napi::Env env, const SplitOptions& options)
+      : tables_(env, options), counters_(*tables_.native().counters), device_(options, tables_.native()) {}
+
+  void define_tables(Napi::Object queue) { tables_.define(queue); }
+
+  [[nodiscard]] Fault start(const SplitRing& ring, RingMemory memory, int call_fd) {
+    const Fault fault = device_.start(ring, memory.regions);
+    retired_.clear();
+    // The device borrows the vector's storage, which moves along.
+    memory_ = fault == Fault::kNone ? std::move(memory) : RingMemory{};
+    memory_.generation = device_.generation();
+    call_fd_ = call_fd;
+    return fault;
+  }
+
+  std::uint16_t stop() {
+    const std::uint16_t avail_index = device_.stop();
+    memory_ = {};
+    retired_.clear();
+    call_fd_ = -1;
+    return avail_index;
+  }
+
+  [[nodiscard]] Fault set_regions(RingMemory memory) {
+    if (!device_.running()) return Fault::kNone;
+    if (const Fault fault = device_.set_regions(memory.regions); fault != Fault::kNone) return fault;
+    retired_.push_back(std::exchange(memory_, std::move(memory)));
+    memory_.generation = device_.generation();
+    drop_unused_memory();
+    return Fault::kNone;
+  }
+
+  void set_call_fd(int call_fd) {
+    call_fd_ = call_fd;
+    device_.forget_decision();
+  }
+
+  void signal() noexcept {
+    if (call_fd_ < 0) return;
+    os::eventfd_signal(call_fd_);
+    ++counters_.signals;
+  }
+
+  [[nodiscard]] std::int32_t take(std::uint32_t count_max) noexcept {
+    ++counters_.native_calls;
+    return unless_truncated(device_.take(count_max));
+  }
+
+  [[nodiscard]] std::int32_t complete(std::uint32_t count, bool rearm) noexcept {
+    ++counters_.native_calls;
+    std::int32_t bits = device_.complete(count, rearm);
+    if (!retired_.empty()) drop_unused_memory();
+    if (bits > 0 && (bits & kSignalled) != 0) {
+      if (call_fd_ >= 0) signal();
+      else bits &= ~kSignalled;
+    }
+    return unless_truncated(bits);
+  }
+
+  [[nodiscard]] const SplitDevice<HardwareOrdering>& device() const noexcept { return device_; }
+
+ private:
+  // A queue whose memory file was made shorter reads zeros instead of what the driver wrote: it cannot go on.
+  [[nodiscard]] std::int32_t unless_truncated(std::int32_t result) noexcept {
+    return result >= 0 && memory_.truncated() ? device_.break_queue(Fault::kMemoryTruncated) : result;
+  }
+
+  // Status bytes of heads in flight lie in the memory they were taken under, which is kept as long as one does.
+  void drop_unused_memory() noexcept {
+    std::erase_if(retired_, [this](const RingMemory& memory) { return !device_.in_flight_under(memory.generation); });
+  }
+
+  Tables tables_;
+  QueueCounters& counters_;
+  SplitDevice<HardwareOrdering> device_;
+  RingMemory memory_;
+  std::vector<RingMemory> retired_;
+  int call_fd_ = -1;  // borrowed
+};
+
+// What the functions of one queue share; empty after close().
+struct QueueHandle {
+  std::unique_ptr<SplitQueue> queue;
+};
+
+// ---- The functions of a queue ----------------------------------------------------------------------------------
+
+napi_value throw_closed(napi_env env) {
+  napi_throw_error(env, "ERR_CLOSED", "the queue is closed");
+  return nullptr;
+}
+
+napi_value take(napi_env env, napi_callback_info info) {
+  std::size_t argument_count = 1;
+  napi_value argument = nullptr;
+  void* data = nullptr;
+  napi_get_cb_info(env, info, &argument_count, &argument, nullptr, &data);
+  SplitQueue* const queue = static_cast<QueueHandle*>(data)->queue.get();
+  if (queue == nullptr) return throw_closed(env);
+  std::uint32_t count_max = 0;
+  napi_get_value_uint32(env, argument, &count_max);
+  napi_value result = nullptr;
+  napi_create_int32(env, queue->take(count_max), &result);
+  return result;
+}
+
+napi_value complete(napi_env env, napi_callback_info info) {
+  std::size_t argument_count = 2;
+  napi_value arguments[2] = {};
+  void* data = nullptr;
+  napi_get_cb_info(env, info, &argument_count, arguments, nullptr, &data);
+  SplitQueue* const queue = static_cast<QueueHandle*>(data)->queue.get();
+  if (queue == nullptr) return throw_closed(env);
+  std::uint32_t count = 0;
+  bool rearm = false;
+  napi_get_value_uint32(env, arguments[0], &count);
+  napi_get_value_bool(env, arguments[1], &rearm);
+  napi_value result = nullptr;
+  napi_create_int32(env, queue->complete(count, rearm), &result);
+  return result;
+}
+
+// Adds a raw function that keeps `handle` alive as long as it lives itself.
+void define_hot(Napi::Object object, const char* name, napi_callback function,
+                const std::shared_ptr<QueueHandle>& handle) {
+  napi_env env = object.Env();
+  napi_value value = nullptr;
+  if (napi_create_function(env, name, NAPI_AUTO_LENGTH, function, handle.get(), &value) != napi_ok) return;
+  const auto release = [](napi_env, void* owner, void*) { delete static_cast<std::shared_ptr<QueueHandle>*>(owner); };
+  auto* const owner = new std::shared_ptr<QueueHandle>(handle);
+  napi_add_finalizer(env, value, owner, release, nullptr, nullptr);
+  object.Set(name, value);
+}
+
+// Adds a function with a body of (SplitQueue&, const Napi::CallbackInfo&), which returns the result.
+template <class Body>
+void define_cold(Napi::Object object, const char* name, const std::shared_ptr<QueueHandle>& handle, Body body) {
+  const auto function = [handle, body](const Napi::CallbackInfo& info) -> Napi::Value {
+    if (handle->queue == nullptr) return {info.Env(), throw_closed(info.Env())};
+    return body(*handle->queue, info);
+  };
+  object.Set(name, Napi::Function::New(object.Env(), function, name));
+}
+
+Napi::Value number(const Napi::CallbackInfo& info, Fault fault) {
+  return Napi::Number::New(info.Env(), static_cast<double>(fault));
+}
+
+Napi::Value start(SplitQueue& queue, const Napi::CallbackInfo& info) {
+  OptionReader reader(info[0]);
+  const SplitRing ring = read_ring(reader);
+  const auto call_fd = static_cast<int>(reader.integer("callFd", -1, std::numeric_limits<int>::max()));
+  const Napi::Value regions = reader.value("regions");
+  if (reader.failed()) return info.Env().Undefined();
+  RingMemory memory = read_memory(regions);
+  if (reader.failed()) return info.Env().Undefined();
+  return number(info, queue.start(ring, std::move(memory), call_fd));
+}
+
+Napi::Value stop(SplitQueue& queue, const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), queue.stop());
+}
+
+Napi::Value set_regions(SplitQueue& queue, const Napi::CallbackInfo& info) {
+  RingMemory memory = read_memory(info[0]);
+  if (info.Env().IsExceptionPending()) return info.Env().Undefined();
+  return number(info, queue.set_regions(std::move(memory)));
+}
+
+Napi::Value set_call_fd(SplitQueue& queue, const Napi::CallbackInfo& info) {
+  std::int64_t call_fd = -1;
+  if (integer_argument(info, 0, "callFd", -1, std::numeric_limits<int>::max(), call_fd)) {
+    queue.set_call_fd(static_cast<int>(call_fd));
+  }
+  return info.Env().Undefined();
+}
+
+Napi::Value signal(SplitQueue& queue, const Napi::CallbackInfo& info) {
+  queue.signal();
+  return info.Env().Undefined();
+}
+
+Napi::Value inspect(SplitQueue& queue, const Napi::CallbackInfo& info) {
+  const SplitDevice<HardwareOrdering>& device = queue.device();
+  const Napi::Object view = Napi::Object::New(info.Env());
+  view.Set("visible", device.visible_count());
+  view.Set("armed", device.armed());
+  view.Set("inFlight", device.in_flight_count());
+  view.Set("broken", static_cast<std::uint32_t>(device.fault()));
+  view.Set("availableIndex", device.avail_index());
+  view.Set("usedIndex", device.used_index());
+  return view;
+}
+
+Napi::Value create_split_queue(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  OptionReader reader(info[0]);
+  const SplitOptions options = read_queue_options(reader);
+  if (reader.failed()) return env.Undefined();
+
+  const auto handle = std::make_shared<QueueHandle>(QueueHandle{std::make_unique<SplitQueue>(env, options)});
+  const Napi::Object object = Napi::Object::New(env);
+  handle->queue->define_tables(object);
+  define_hot(object, "take", take, handle);
+  define_hot(object, "complete", complete, handle);
+  define_cold(object, "start", handle, start);
+  define_cold(object, "stop", handle, stop);
+  define_cold(object, "setRegions", handle, set_regions);
+  define_cold(object, "setCallFd", handle, set_call_fd);
+  define_cold(object, "signal", handle, signal);
+  define_cold(object, "inspect", handle, inspect);
+  const auto close = [handle](const Napi::CallbackInfo&) { handle->queue.reset(); };
+  object.Set("close", Napi::Function::New(env, close, "close"));
+  return object;
+}
+
+}  // namespace
+
+void register_queues(Napi::Env env, Napi::Object exports) {
+  exports.Set("createSplitQueue", Napi::Function::New(env, create_split_queue, "createSplitQueue"));
+}
+
+}  // namespace hushring

@@ -1,0 +1,346 @@
+#include "os/driver_thread.h"
+
+#include <poll.h>
+#include <signal.h>
+#include <time.h>
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <cerrno>
+#include <cstddef>
+#include <iterator>
+#include <limits>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "core/ordering.h"
+#include "os/eventfd.h"
+#include "os/latency_histogram.h"
+#include "os/unique_fd.h"
+
+namespace hushring::os {
+
+namespace {
+
+// A device that answers nothing for so many waits in a row, each ended by a kick, is given up.
+constexpr std::uint32_t kStallsInARowMax = 10;
+
+// What a request occupies in shared memory besides its data.
+struct alignas(128) RequestMemory {
+  BlockHeader header;
+  Descriptor indirect[3];
+  std::uint8_t status;
+};
+constexpr std::uint32_t kBuffersPerRequest = 3;
+constexpr std::uint8_t kStatusUnwritten = 0xff;
+
+// How the memory file is used.
+struct Plan {
+  std::uint32_t depth;
+  SplitLayout ring;
+  std::uint64_t requests_address;
+  std::uint64_t data_address;
+  std::uint64_t data_stride_bytes;
+  std::uint64_t end_address;
+};
+
+Plan plan_for(const DriverOptions& options) noexcept {
+  constexpr std::uint64_t kPageBytes = 4096;
+  const auto align = [](std::uint64_t value) { return (value + kPageBytes - 1) / kPageBytes * kPageBytes; };
+  Plan plan{};
+  plan.depth = std::min(options.load.queue_depth, options.queue_size / (options.indirect ? 1 : kBuffersPerRequest));
+  // The first page stays empty: to some, a ring at address 0 is no ring.
+  plan.ring = split_layout(kPageBytes, options.queue_size);
+  plan.requests_address = align(plan.ring.end_address);
+  plan.data_address = align(plan.requests_address + plan.depth * sizeof(RequestMemory));
+  plan.data_stride_bytes = align(options.load.block_bytes);
+  plan.end_address = plan.data_address + plan.depth * plan.data_stride_bytes;
+  return plan;
+}
+
+BlockLoadOptions load_options_for(const DriverOptions& options) noexcept {
+  BlockLoadOptions load = options.load;
+  load.queue_depth = plan_for(options).depth;
+  return load;
+}
+
+std::uint64_t monotonic_nanos() noexcept {
+  timespec now{};
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<std::uint64_t>(now.tv_nsec);
+}
+
+// Only this thread writes the counter; others read it at any time.
+void add(std::uint64_t& counter, std::uint64_t amount) noexcept {
+  HardwareOrdering::store_relaxed(&counter, counter + amount);
+}
+
+}  // namespace
+
+std::optional<Complaint> complaint_about(const DriverOptions& options) {
+  const BlockLoadOptions& load = options.load;
+  if (!std::has_single_bit(options.queue_size)) return Complaint{"queueSize", "a power of two"};
+  if (load.block_bytes % kSectorBytes != 0) return Complaint{"blockBytes", "a multiple of 512"};
+  if (load.capacity_bytes < load.block_bytes) return Complaint{"capacityBytes", "at least one block"};
+  const std::uint64_t needed_bytes = plan_for(options).end_address;
+  if (options.memory_bytes >= needed_bytes) return std::nullopt;
+  return Complaint{"memoryBytes", "at least " + std::to_string(needed_bytes) + " for this ring, depth and block size"};
+}
+
+// ---- The load --------------------------------------------------------------------------------------------------
+
+// Made on the caller's thread; then the driver's thread has it alone, except for what says otherwise.
+class DriverThread::Load {
+ public:
+  Load(const DriverOptions& options, std::shared_ptr<MappedRegion> memory, UniqueFd stop_fd)
+      : options_(options),
+        plan_(plan_for(options)),
+        memory_(std::move(memory)),
+        stop_fd_(std::move(stop_fd)),
+        driver_(memory_->host, plan_.ring, options.queue_size, options.suppression),
+        blocks_(load_options_for(options)),
+        requests_(reinterpret_cast<RequestMemory*>(memory_->host + plan_.requests_address)),
+        in_flight_(plan_.depth) {
+    for (std::uint32_t slot = blocks_.in_flight_max(); slot > 0; --slot) free_slots_.push_back(slot - 1);
+  }
+
+  // ---- For any thread ----
+
+  [[nodiscard]] const SplitLayout& ring() const noexcept { return plan_.ring; }
+  [[nodiscard]] DriverCounters& counters() noexcept { return counters_; }
+  [[nodiscard]] std::uint64_t latency_nanos(double quantile) const noexcept {
+    return done_ ? latency_.nanos_at(quantile) : 0;
+  }
+  // The eventfd wakes the thread from poll, the flag ends it between two waits.
+  void stop() noexcept {
+    stop_ = true;
+    eventfd_signal(stop_fd_.get());
+  }
+
+  // ---- For the driver's thread ----
+
+  void work() {
+    constexpr std::uint64_t kNever = std::numeric_limits<std::uint64_t>::max();
+    constexpr std::uint64_t kNanosPerMs = 1'000'000;
+    if (fill()) {
+      static_cast<void>(drive(options_.request_count_max == 0 ? kNever : options_.request_count_max,
+                              options_.duration_ms == 0 ? kNever : options_.duration_ms * kNanosPerMs));
+    }
+    add(counters_.device_fault, static_cast<std::uint64_t>(driver_.fault()));
+    done_ = true;
+  }
+
+ private:
+  enum class Wake : std::uint8_t { kSignal, kTimeout, kEnd };
+
+  // Writes the blocks that are to be checked. False when the load cannot begin.
+  [[nodiscard]] bool fill() {
+    if (blocks_.checked_count() == 0) return true;
+    DriverCounters filling;
+    counting_ = &filling;
+    const bool filled = drive(blocks_.checked_count(), std::numeric_limits<std::uint64_t>::max());
+    counting_ = &counters_;
+    add(counters_.lost_signals, filling.lost_signals);
+    add(counters_.stalls, filling.stalls);
+    add(counters_.failed_requests, filling.failed_requests);
+    latency_ = {};
+    return filled;
+  }
+
+  // Keeps the ring at its depth until `count_max` requests were submitted or `nanos_max` have passed, and then until
+  // every request is answered. False when that cannot be: stopped, or the device is dead or not to be believed.
+  [[nodiscard]] bool drive(std::uint64_t count_max, std::uint64_t nanos_max) {
+    const std::uint64_t started_nanos = monotonic_nanos();
+    unsubmitted_count_ = count_max;
+    stalls_in_a_row_ = 0;
+    while (!stop_) {
+      driver_.disable_signals();
+      now_nanos_ = monotonic_nanos();
+      const std::uint64_t elapsed_nanos = now_nanos_ - started_nanos;
+      HardwareOrdering::store_relaxed(&counting_->elapsed_nanos, elapsed_nanos);
+      reap();
+      if (driver_.fault() != DeviceFault::kNone) break;
+      if (elapsed_nanos >= nanos_max) unsubmitted_count_ = 0;
+      submit();
+      if (driver_.in_flight_count() == 0) return true;
+      // Going to sleep on answers that came meanwhile would be the lost wake-up: enable_signals() looks once more.
+      if (!driver_.enable_signals() && !wait()) break;
+    }
+    if (!stop_) add(counting_->failed_requests, driver_.in_flight_count());
+    return false;
+  }
+
+  // Refills the ring: any number of requests, one publish, one decision.
+  void submit() {
+    const std::size_t count = std::min<std::uint64_t>(unsubmitted_count_, free_slots_.size());
+    if (count == 0) return;
+    const std::span<const std::uint32_t> slots = std::span(free_slots_).last(count);
+    for (const std::uint32_t slot : slots) add_request(slot);
+    const std::uint64_t submitted_nanos = monotonic_nanos();
+    for (const std::uint32_t slot : slots) in_flight_[slot].submitted_nanos = submitted_nanos;
+    free_slots_.resize(free_slots_.size() - count);
+    unsubmitted_count_ -= count;
+    driver_.publish();
+    if (driver_.kick_needed()) kick();
+    else add(counting_->kicks_suppressed, 1);
+  }
+
+  void add_request(std::uint32_t slot) {
+    RequestMemory& memory = requests_[slot];
+    const BlockRequest request = blocks_.begin(data_of(slot));
+    in_flight_[slot].request = request;
+    memory.header = request.header;
+    memory.status = kStatusUnwritten;
+    const bool is_write = request.header.type == kBlockOut;
+    const Driver::Buffer buffers[kBuffersPerRequest] = {{address_of(&memory.header), sizeof(BlockHeader)},
+                                                        {address_of(data_of(slot)), options_.load.block_bytes},
+                                                        {address_of(&memory.status), sizeof(memory.status)}};
+    const Driver::Buffers readable = Driver::Buffers(buffers).first(is_write ? 2 : 1);
+    const Driver::Buffers writable = Driver::Buffers(buffers).subspan(readable.size());
+    // There is room: the depth was cut to what the ring holds.
+    static_cast<void>(options_.indirect ? driver_.add_indirect(readable, writable,
+                                                               {memory.indirect, address_of(memory.indirect)}, slot)
+                                        : driver_.add(readable, writable, slot));
+  }
+
+  void reap() {
+    std::uint32_t failed = 0;
+    BlockCheck checked;
+    const std::uint32_t count = driver_.reap([&](std::uint32_t slot, std::uint32_t length_bytes) {
+      const auto& [request, submitted_nanos] = in_flight_[slot];
+      latency_.record(now_nanos_ - submitted_nanos);
+      const std::uint32_t wanted_bytes = request.header.type == kBlockOut ? 1 : options_.load.block_bytes + 1;
+      const bool succeeded = requests_[slot].status == kBlockOk && length_bytes == wanted_bytes;
+      if (!succeeded) ++failed;
+      const BlockCheck check = blocks_.end(request, succeeded, data_of(slot));
+      checked.verified_bytes += check.verified_bytes;
+      checked.mismatched_bytes += check.mismatched_bytes;
+      free_slots_.push_back(slot);
+    });
+    if (count == 0) return;
+    stalls_in_a_row_ = 0;
+    add(counting_->requests, count);
+    add(counting_->failed_requests, failed);
+    add(counting_->verified_bytes, checked.verified_bytes);
+    add(counting_->mismatched_bytes, checked.mismatched_bytes);
+  }
+
+  void kick() noexcept {
+    eventfd_signal(options_.kick_fd);
+    add(counting_->kicks, 1);
+  }
+
+  // Sleeps until the device signals. When it does not, tells the two ways to lose a wake-up apart and goes on, so
+  // that a loss is counted and does not hang the load. False when there is nothing to wait for any more.
+  [[nodiscard]] bool wait() noexcept {
+    Wake wake = sleep();
+    if (wake == Wake::kTimeout && !driver_.sees_used()) {
+      add(counting_->stalls, 1);
+      kick();  // in case the device sleeps because a kick was lost
+      return ++stalls_in_a_row_ < kStallsInARowMax;
+    }
+    // The device may stand between its publish and its signal: only a second silence is a lost signal.
+    if (wake == Wake::kTimeout) {
+      wake = sleep();
+      if (wake == Wake::kTimeout) add(counting_->lost_signals, 1);
+    }
+    if (wake == Wake::kSignal) add(counting_->signals_received, 1);
+    return wake != Wake::kEnd;
+  }
+
+  // One wait on the call eventfd. kEnd: stop() was called, or the eventfd is none.
+  [[nodiscard]] Wake sleep() noexcept {
+    pollfd polled[] = {{options_.call_fd, POLLIN, 0}, {stop_fd_.get(), POLLIN, 0}};
+    const int ready = ::poll(polled, std::size(polled), static_cast<int>(options_.stall_ms));
+    if (ready == 0) return Wake::kTimeout;
+    if (ready < 0 || polled[1].revents != 0 || (polled[0].revents & POLLIN) == 0) return Wake::kEnd;
+    return eventfd_read(options_.call_fd).error == 0 ? Wake::kSignal : Wake::kEnd;
+  }
+
+  [[nodiscard]] std::byte* data_of(std::uint32_t slot) const noexcept {
+    return memory_->host + plan_.data_address + slot * plan_.data_stride_bytes;
+  }
+  [[nodiscard]] std::uint64_t address_of(const void* host) const noexcept {
+    return static_cast<std::uint64_t>(static_cast<const std::byte*>(host) - memory_->host);
+  }
+
+  using Driver = SplitDriver<HardwareOrdering>;
+  struct InFlight {
+    BlockRequest request{};
+    std::uint64_t submitted_nanos = 0;
+  };
+
+  const DriverOptions options_;
+  const Plan plan_;
+  const std::shared_ptr<MappedRegion> memory_;
+  const UniqueFd stop_fd_;
+  std::atomic<bool> stop_ = false;
+  std::atomic<bool> done_ = false;
+  DriverCounters counters_;
+
+  DriverCounters* counting_ = &counters_;
+  Driver driver_;
+  BlockLoad blocks_;
+  RequestMemory* const requests_;          // by slot: one request's share of the memory
+  std::vector<InFlight> in_flight_;        // by slot
+  std::vector<std::uint32_t> free_slots_;
+  std::uint64_t unsubmitted_count_ = 0;
+  std::uint64_t now_nanos_ = 0;
+  std::uint32_t stalls_in_a_row_ = 0;
+  LatencyHistogram latency_;
+};
+
+// ---- The thread ------------------------------------------------------------------------------------------------
+
+std::unique_ptr<DriverThread> DriverThread::make(const DriverOptions& options, MapFailure& failure) {
+  std::shared_ptr<MappedRegion> memory = MappedRegion::map({options.memory_fd, 0, 0, options.memory_bytes, 0}, failure);
+  if (memory == nullptr) return nullptr;
+  const Result stop_fd = eventfd_create();
+  if (stop_fd.error != 0) {
+    failure = {.error = stop_fd.error, .syscall = stop_fd.syscall, .reason = {}};
+    return nullptr;
+  }
+  auto load = std::make_unique<Load>(options, std::move(memory), UniqueFd(stop_fd.value));
+  return std::unique_ptr<DriverThread>(new DriverThread(std::move(load)));
+}
+
+DriverThread::DriverThread(std::unique_ptr<Load> load) noexcept : load_(std::move(load)) {}
+
+DriverThread::~DriverThread() { close(); }
+
+const SplitLayout& DriverThread::ring() const noexcept { return load_->ring(); }
+
+DriverCounters& DriverThread::counters() noexcept { return load_->counters(); }
+
+std::uint64_t DriverThread::latency_nanos(double quantile) const noexcept { return load_->latency_nanos(quantile); }
+
+int DriverThread::run(std::function<void()> on_done) {
+  on_done_ = std::move(on_done);
+  const auto body = [](void* argument) -> void* {
+    auto* const self = static_cast<DriverThread*>(argument);
+    self->load_->work();
+    self->on_done_();
+    return nullptr;
+  };
+  // The thread inherits the mask. Signals to the process are for its other threads; those that an access of its own
+  // raises must reach it, SIGBUS above all, which the guard answers (sigbus_guard.h).
+  sigset_t others;
+  sigset_t before;
+  sigfillset(&others);
+  for (const int own : {SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGTRAP}) sigdelset(&others, own);
+  pthread_sigmask(SIG_SETMASK, &others, &before);
+  const int error = pthread_create(&thread_, nullptr, body, this);
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  joinable_ = error == 0;
+  return error;
+}
+
+void DriverThread::close() noexcept {
+  if (!std::exchange(joinable_, false)) return;
+  load_->stop();
+  pthread_join(thread_, nullptr);
+}
+
+}  // namespace hushring::os
