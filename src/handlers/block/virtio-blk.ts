@@ -1,0 +1,237 @@
+import { HushringError } from '../../errors.ts'
+import { type Completion, isCompletion, type RingRequest } from '../../ring/request.ts'
+import type { SegmentList } from '../../ring/segments.ts'
+import { SECTOR_BYTES } from '../../units.ts'
+import type { BlockDevice, VirtioDevice } from '../device.ts'
+import { type Answer, flatMapAnswer, type Handler, mapAnswer } from '../handler.ts'
+import { writeThrough } from '../layers/write-through.ts'
+import { virtioDevice } from '../virtio-device.ts'
+import { rangeError } from './block-device.ts'
+import { BlockRequest, type BlockVerb, NO_DATA } from './block-request.ts'
+
+/** Feature bits of a block device (virtio 1.3, 5.2.3). */
+const Feature = {
+  SIZE_MAX: 1n << 1n,
+  SEG_MAX: 1n << 2n,
+  RO: 1n << 5n,
+  BLK_SIZE: 1n << 6n,
+  FLUSH: 1n << 9n,
+  TOPOLOGY: 1n << 10n,
+  MQ: 1n << 12n,
+  DISCARD: 1n << 13n,
+  WRITE_ZEROES: 1n << 14n,
+} as const
+
+/** Request types (virtio 1.3, 5.2.6). All others are answered UNSUPP. */
+const RequestType = { IN: 0, OUT: 1, FLUSH: 4, GET_ID: 8, DISCARD: 11, WRITE_ZEROES: 13 } as const
+
+/** The header: type u32, reserved u32, sector u64, as little-endian words. */
+const HeaderWord = { type: 0, sectorLow: 2, sectorHigh: 3 } as const
+const HEADER_BYTES = 16
+
+/** One range of a DISCARD or WRITE_ZEROES: sector u64, num_sectors u32, flags u32. */
+const RANGE_BYTES = 16
+const RANGE_FLAG_UNMAP = 1
+/** Ranges in one request. They are done one after the other, so this bounds how long it holds its answer. */
+const RANGE_COUNT_MAX = 16
+/** A discard is cheap for a store, zeros may have to be written. */
+const DISCARD_SECTORS_MAX = 2 ** 32 / SECTOR_BYTES
+const WRITE_ZEROES_SECTORS_MAX = 2 ** 26 / SECTOR_BYTES
+
+/**
+ * Data segments of one request: a ring of 128 descriptors without header and status, the smallest ring that
+ * front-ends use by default. A longer chain is served as well.
+ */
+const SEG_MAX = 126
+/** Bytes of one segment: enough not to matter, and SEG_MAX of them stay far below the 2^32 bytes of a chain. */
+const SIZE_MAX = 2 ** 20
+
+const CONFIG_BYTES = 96
+const SERIAL_BYTES = 20
+const PHYSICAL_BLOCK_BYTES = 4096
+
+/**
+ * A disk as virtio block device (virtio 1.3, 5.2). It checks what a driver asks before the disk sees it: direction
+ * and length of the data, block borders, capacity. What is wrong in a request fails that request alone.
+ *
+ * If the driver does not accept FLUSH, every write is flushed before it is answered (virtio 1.3, 5.2.6.2).
+ */
+export function virtioBlk(disk: BlockDevice): VirtioDevice {
+  return virtioDevice({
+    deviceId: 2,
+    name: 'virtio-blk',
+    features: featuresOf(disk),
+    queueCountMax: 256,
+    framing: { headerBytes: HEADER_BYTES, statusByte: true },
+    config: (queueCount) => configOf(disk, queueCount),
+    connect: (features) => codec(disk, features),
+    close: () => disk.close(),
+  })
+}
+
+function featuresOf({ abilities, readOnly }: BlockDevice): bigint {
+  return (
+    Feature.SIZE_MAX |
+    Feature.SEG_MAX |
+    Feature.BLK_SIZE |
+    Feature.TOPOLOGY |
+    Feature.MQ |
+    (readOnly ? Feature.RO : 0n) |
+    (abilities.flush ? Feature.FLUSH : 0n) |
+    (abilities.discard ? Feature.DISCARD : 0n) |
+    (abilities.writeZeroes ? Feature.WRITE_ZEROES : 0n)
+  )
+}
+
+/** The configuration space (virtio 1.3, 5.2.4). Fields of features that are not offered stay 0. */
+function configOf({ geometry, abilities }: BlockDevice, queueCount: number): Uint8Array {
+  const { capacityBytes, blockBytes } = geometry
+  const blocksPerPhysical = PHYSICAL_BLOCK_BYTES / blockBytes
+  const config = Buffer.alloc(CONFIG_BYTES)
+  config.writeBigUInt64LE(BigInt(capacityBytes / SECTOR_BYTES), 0) // capacity
+  config.writeUInt32LE(SIZE_MAX, 8) // size_max
+  config.writeUInt32LE(SEG_MAX, 12) // seg_max
+  config.writeUInt32LE(blockBytes, 20) // blk_size
+  config.writeUInt8(Math.log2(blocksPerPhysical), 24) // physical_block_exp
+  config.writeUInt16LE(blocksPerPhysical, 26) // min_io_size
+  config.writeUInt16LE(queueCount, 34) // num_queues
+  if (abilities.discard) {
+    config.writeUInt32LE(DISCARD_SECTORS_MAX, 36) // max_discard_sectors
+    config.writeUInt32LE(RANGE_COUNT_MAX, 40) // max_discard_seg
+    config.writeUInt32LE(blockBytes / SECTOR_BYTES, 44) // discard_sector_alignment
+  }
+  if (abilities.writeZeroes) {
+    config.writeUInt32LE(WRITE_ZEROES_SECTORS_MAX, 48) // max_write_zeroes_sectors
+    config.writeUInt32LE(RANGE_COUNT_MAX, 52) // max_write_zeroes_seg
+    config.writeUInt8(1, 56) // write_zeroes_may_unmap
+  }
+  return config
+}
+
+/** The handler of one queue: a ring request in, a block request to the disk, its answer back as bytes written. */
+function codec(disk: BlockDevice, features: bigint): Handler<RingRequest> {
+  const { geometry, abilities, readOnly } = disk
+  const accepted = (feature: bigint): boolean => (features & feature) !== 0n
+  const next = abilities.flush && !accepted(Feature.FLUSH) ? writeThrough()(disk.handler) : disk.handler
+  const idle: BlockRequest[] = []
+  const serial = Buffer.alloc(SERIAL_BYTES)
+  serial.write(disk.serial, 'latin1')
+
+  const ask = (request: RingRequest, verb: BlockVerb, offsetBytes: number, data: SegmentList): Answer => {
+    const io = (idle.pop() ?? new BlockRequest()).assign(request, verb, offsetBytes, data.byteLength, data)
+    const answer = next(io)
+    if (!isCompletion(answer)) return mapAnswer(answer, (completion) => reported(request, io, completion))
+    // The object is free again only because it was answered at once: nobody else can still hold it.
+    idle.push(io)
+    return reported(request, io, answer)
+  }
+
+  const transfer = (request: RingRequest, verb: 'read' | 'write', data: SegmentList): Answer => {
+    if (data.byteLength === 0) return request.fail(noDataError(verb))
+    const offsetBytes = sectorOf(request.headerWords) * SECTOR_BYTES
+    const error = rangeError(geometry, offsetBytes, data.byteLength)
+    return error === undefined ? ask(request, verb, offsetBytes, data) : request.fail(error)
+  }
+
+  const ranges = (request: RingRequest, verb: 'discard' | 'writeZeroes', isOffered: boolean): Answer => {
+    if (readOnly) return request.fail(new HushringError('ERR_BLOCK_READ_ONLY'))
+    if (!isOffered) return request.unsupported()
+    const parsed = parseRanges(request, verb, disk)
+    return Array.isArray(parsed) ? inTurn(next, request, parsed) : parsed
+  }
+
+  return (request) => {
+    switch (request.headerWords[HeaderWord.type]) {
+      case RequestType.IN:
+        return transfer(request, 'read', request.writable)
+      case RequestType.OUT:
+        if (readOnly) return request.fail(new HushringError('ERR_BLOCK_READ_ONLY'))
+        return transfer(request, 'write', request.readable)
+      case RequestType.FLUSH:
+        return abilities.flush ? ask(request, 'flush', 0, NO_DATA) : request.unsupported()
+      case RequestType.GET_ID: {
+        const countBytes = request.writable.copyFrom(serial)
+        return countBytes === 0 ? request.fail(noDataError('read')) : request.ok(countBytes)
+      }
+      case RequestType.DISCARD:
+        return ranges(request, 'discard', abilities.discard && accepted(Feature.DISCARD))
+      case RequestType.WRITE_ZEROES:
+        return ranges(request, 'writeZeroes', abilities.writeZeroes && accepted(Feature.WRITE_ZEROES))
+      default:
+        return request.unsupported()
+    }
+  }
+}
+
+/** The u64 as a number: inexact from 2^53 on, where it is past the end of any disk. */
+function sectorOf(headerWords: Uint32Array): number {
+  return headerWords[HeaderWord.sectorHigh]! * 2 ** 32 + headerWords[HeaderWord.sectorLow]!
+}
+
+function noDataError(verb: 'read' | 'write'): HushringError {
+  const needed = verb === 'read' ? 'device-writable' : 'device-readable'
+  return new HushringError('ERR_BLOCK_DATA', `the request has no ${needed} data`, { details: { verb } })
+}
+
+/**
+ * A disk's answer as the answer to the ring, where `ok()` means that all writable data was filled: a read must have
+ * done just that, and everything else has written nothing. What is no completion passes, for the pipeline to judge.
+ */
+function reported(request: RingRequest, io: BlockRequest, completion: Completion): Completion {
+  if (completion?.result !== 'ok') return completion
+  if (io.verb !== 'read') return doneWithoutData(request)
+  return completion.bytesWritten === undefined ? completion : io.transferred(completion.bytesWritten)
+}
+
+function doneWithoutData(request: RingRequest): Completion {
+  return request.writable.byteLength === 0 ? request.ok() : request.ok(0)
+}
+
+/** Checks all ranges before the first one is done. Returns the requests to make of them, or the answer. */
+function parseRanges(
+  request: RingRequest,
+  verb: 'discard' | 'writeZeroes',
+  { geometry }: BlockDevice,
+): BlockRequest[] | Completion {
+  const { byteLength } = request.readable
+  const count = byteLength / RANGE_BYTES
+  if (!Number.isInteger(count) || count < 1 || count > RANGE_COUNT_MAX) {
+    return request.fail(
+      segmentsError(`${byteLength} bytes are not 1 to ${RANGE_COUNT_MAX} ranges of ${RANGE_BYTES}`),
+    )
+  }
+  // One copy: the driver can change its memory between a check and a use.
+  const words = new Uint32Array(count * 4)
+  request.readable.copyTo(Buffer.from(words.buffer))
+  const sectorsMax = verb === 'discard' ? DISCARD_SECTORS_MAX : WRITE_ZEROES_SECTORS_MAX
+  const allowedFlags = verb === 'discard' ? 0 : RANGE_FLAG_UNMAP
+  const parsed: BlockRequest[] = []
+  for (let at = 0; at < words.length; at += 4) {
+    const sectorCount = words[at + 2]!
+    const flags = words[at + 3]!
+    if ((flags & ~allowedFlags) !== 0) return request.unsupported()
+    if (sectorCount > sectorsMax)
+      return request.fail(segmentsError(`${sectorCount} sectors in a range of at most ${sectorsMax}`))
+    const offsetBytes = (words[at + 1]! * 2 ** 32 + words[at]!) * SECTOR_BYTES
+    const lengthBytes = sectorCount * SECTOR_BYTES
+    const error = rangeError(geometry, offsetBytes, lengthBytes)
+    if (error !== undefined) return request.fail(error)
+    const mayUnmap = (flags & RANGE_FLAG_UNMAP) !== 0
+    if (lengthBytes > 0)
+      parsed.push(new BlockRequest().assign(request, verb, offsetBytes, lengthBytes, NO_DATA, mayUnmap))
+  }
+  return parsed
+}
+
+function segmentsError(message: string): HushringError {
+  return new HushringError('ERR_BLOCK_SEGMENTS', message)
+}
+
+/** Does one range after the other; the first that fails answers for all, and those after it are not done. */
+function inTurn(next: Handler, request: RingRequest, ranges: readonly BlockRequest[], index = 0): Answer {
+  const io = ranges[index]
+  if (io === undefined) return doneWithoutData(request)
+  return flatMapAnswer(next(io), (completion) =>
+    completion?.result === 'ok' ? inTurn(next, request, ranges, index + 1) : completion,
+  )
+}

@@ -1,0 +1,83 @@
+import type { RingRequest } from '../ring/request.ts'
+import type { BlockRequest } from './block/block-request.ts'
+import type { Handler, Layer } from './handler.ts'
+
+/** A device is a handler with a shape. A transport takes either kind. */
+export type Device = BlockDevice | VirtioDevice
+
+/** The shape of a disk, as a driver sees it. */
+export interface BlockGeometry {
+  /** Size in bytes; a multiple of `blockBytes`. */
+  readonly capacityBytes: number
+  /** Smallest unit a driver addresses, in bytes: 512 or 4096. */
+  readonly blockBytes: number
+}
+
+/** Which requests beside read and write a disk answers. A driver is told only of those. */
+export interface BlockAbilities {
+  readonly flush: boolean
+  readonly discard: boolean
+  readonly writeZeroes: boolean
+}
+
+/** A disk: any transport can serve it (virtio over vhost-user or loopback; SCSI over TCMU). */
+export interface BlockDevice {
+  readonly kind: 'block'
+  readonly geometry: BlockGeometry
+  readonly abilities: BlockAbilities
+  /** True when every write fails and drivers are told so. */
+  readonly readOnly: boolean
+  /** Serial number shown to drivers; 0 to 20 printable ASCII characters. */
+  readonly serial: string
+  readonly handler: Handler<BlockRequest>
+  /** The same disk with `layer` around its handler. `compose` calls this. */
+  wrap(layer: Layer<BlockRequest>): BlockDevice
+  /** Ends the store. Called by whoever made the device, after every transport that serves it is closed. */
+  close(): Promise<void>
+}
+
+/** How the bytes of a request are split before the handler sees them. */
+export interface RequestFraming {
+  /** Bytes at the front of the device-readable part that are copied out once, 0 to 64. */
+  readonly headerBytes: number
+  /** True when the last device-writable byte is a status: 0 ok, 1 failed, 2 unsupported. */
+  readonly statusByte: boolean
+}
+
+/** Any virtio device, by its device id. */
+export interface VirtioDevice {
+  readonly kind: 'virtio'
+  /** Virtio device id: 2 block, 4 entropy … (virtio 1.3, 5). */
+  readonly deviceId: number
+  /** Short name for logs and statistics. */
+  readonly name: string
+  /** Device-type feature bits offered: 0 to 23 and 50 to 63. Ring features belong to the transport. */
+  readonly features: bigint
+  /** Largest number of virtqueues that make sense for the device. */
+  readonly queueCountMax: number
+  readonly framing: RequestFraming
+  /**
+   * The device configuration space.
+   *
+   * @param queueCount number of virtqueues this transport serves
+   * @returns a fresh copy, at most 256 bytes
+   */
+  config(queueCount: number): Uint8Array
+  /**
+   * A driver's write to the configuration space.
+   *
+   * @returns false when those bytes are read-only
+   */
+  writeConfig(offsetBytes: number, bytes: Uint8Array): boolean
+  /**
+   * Called once a queue starts.
+   *
+   * @param features every feature bit the driver accepted
+   * @returns the handler for the requests of that queue
+   */
+  connect(features: bigint): Handler<RingRequest>
+  /** The same device with `layer` around its handlers. `compose` calls this. */
+  wrap(layer: Layer<RingRequest>): VirtioDevice
+  /** As {@link BlockDevice.close}. */
+  close(): Promise<void>
+}

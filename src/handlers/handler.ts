@@ -1,0 +1,165 @@
+import {
+  catchError,
+  firstValueFrom,
+  from,
+  isObservable,
+  map,
+  mergeMap,
+  type Observable,
+  of,
+  take,
+  throwIfEmpty,
+} from 'rxjs'
+import { HushringError } from '../errors.ts'
+import {
+  type Completion,
+  type FailedCompletion,
+  isCompletion,
+  type Request,
+  type RingRequest,
+} from '../ring/request.ts'
+import type { BlockRequest } from './block/block-request.ts'
+import type { BlockDevice, Device, VirtioDevice } from './device.ts'
+
+/**
+ * What a handler may return: a completion at once (allocates nothing and stays in the batch), a promise of one,
+ * or an observable whose first value is one.
+ */
+export type Answer = Completion | PromiseLike<Completion> | Observable<Completion>
+
+/**
+ * Answers one request. It is called once a request and owes exactly one completion. What it throws becomes a
+ * failed completion; it can never end the stream of requests.
+ */
+export type Handler<Io extends Request = BlockRequest> = (io: Io) => Answer
+
+/**
+ * Wraps a handler in behaviour: `(next) => (io) => answer`. The outer function runs once, when the device is
+ * composed; state that outlives a request belongs there.
+ */
+export type Layer<Io extends Request = BlockRequest> = (next: Handler<Io>) => Handler<Io>
+
+/** The kind of request a device's handler answers. */
+export type RequestOf<D extends Device> = D extends BlockDevice
+  ? BlockRequest
+  : D extends VirtioDevice
+    ? RingRequest
+    : never
+
+/**
+ * Puts layers around a device. The first layer of the list is the outermost: it sees a request first and its
+ * answer last.
+ *
+ * @param device a disk or another device; unchanged
+ * @param layers outermost first; may be empty
+ * @returns a device of the same kind, to be used wherever `device` could be
+ */
+export function compose<D extends Device>(device: D, layers: readonly Layer<RequestOf<D>>[]): D {
+  return device.wrap(stack(layers) as never) as D
+}
+
+/** Makes one layer out of several, outermost first. */
+export function stack<Io extends Request>(layers: readonly Layer<Io>[]): Layer<Io> {
+  return (handler) => layers.reduceRight((next, layer) => layer(next), handler)
+}
+
+/**
+ * Lets a layer look at an answer, and change it, without caring which of the three shapes it has. A completion
+ * stays a completion, so a layer built on this keeps the fast path.
+ *
+ * @param answer what `next(io)` returned
+ * @param project called once with the completion; returns the completion to pass on
+ */
+export function mapAnswer(answer: Answer, project: (completion: Completion) => Completion): Answer {
+  if (isPromiseLike(answer)) return answer.then(project)
+  if (isObservable(answer)) return answer.pipe(take(1), map(project))
+  return project(answer)
+}
+
+/**
+ * As {@link mapAnswer}, for a layer that needs a further answer to make its own, such as a second attempt. It is a
+ * completion at once only if both are.
+ */
+export function flatMapAnswer(answer: Answer, project: (completion: Completion) => Answer): Answer {
+  if (isPromiseLike(answer)) return answer.then((completion) => settled(project(completion)))
+  if (isObservable(answer))
+    return answer.pipe(
+      take(1),
+      mergeMap((completion) => observed(project(completion))),
+    )
+  return project(answer)
+}
+
+/**
+ * Asks a handler and makes a failed completion of everything that can go wrong on the way: it throws, rejects,
+ * ends its observable with an error or without a value, or answers with something that no request made. For layers
+ * that act on failures; the others leave that to the pipeline, which does the same for the whole stack.
+ */
+export function attempt<Io extends Request>(next: Handler<Io>, io: Io): Answer {
+  return answerOf(io, next, checkedCompletion)
+}
+
+/**
+ * Calls a function that may answer in any of the three shapes, and converts what it answers with.
+ *
+ * @param call may throw, reject, or end its observable with an error: a failed completion
+ * @param completionOf makes the completion out of the first value; may throw as well
+ */
+export function answerOf<Io extends Request, Value>(
+  io: Io,
+  call: (io: Io) => Value | PromiseLike<Value> | Observable<Value>,
+  completionOf: (io: Io, value: Value) => Completion,
+): Answer {
+  try {
+    const answer = call(io)
+    if (isCompletion(answer)) return answer
+    if (isPromiseLike(answer)) {
+      return answer
+        .then((value) => completionOf(io, value as Value))
+        .then(undefined, (cause) => failureOf(io, cause))
+    }
+    if (isObservable(answer)) {
+      return answer.pipe(
+        take(1),
+        throwIfEmpty(() => new HushringError('ERR_HANDLER_ANSWER', 'the observable ended without a value')),
+        map((value) => completionOf(io, value as Value)),
+        catchError((cause) => of(failureOf(io, cause))),
+      )
+    }
+    return completionOf(io, answer as Value)
+  } catch (cause) {
+    return failureOf(io, cause)
+  }
+}
+
+/** An answer as a completion or a promise of one. An observable is subscribed to. */
+export function settled(answer: Answer): Completion | PromiseLike<Completion> {
+  return isObservable(answer) ? firstValueFrom(answer) : answer
+}
+
+/** An answer as an observable. */
+export function observed(answer: Answer): Observable<Completion> {
+  if (isObservable(answer)) return answer
+  return isPromiseLike(answer) ? from(answer) : of(answer)
+}
+
+function checkedCompletion(_io: Request, value: unknown): Completion {
+  if (isCompletion(value)) return value
+  throw new HushringError(
+    'ERR_HANDLER_ANSWER',
+    `expected a completion made by the request, got ${typeof value}`,
+  )
+}
+
+/** What a thrown error means for a request: the medium failed, or the handler has a mistake. */
+function failureOf(io: Request, cause: unknown): FailedCompletion {
+  const isOfSystem = typeof (cause as NodeJS.ErrnoException | undefined)?.syscall === 'string'
+  if (cause instanceof HushringError || isOfSystem) return io.fail(cause)
+  const message = `the handler threw: ${cause instanceof Error ? cause.message : String(cause)}`
+  return io.fail(new HushringError('ERR_HANDLER_THREW', message, { cause }))
+}
+
+/** True for anything with a `then` method. */
+export function isPromiseLike(value: unknown): value is PromiseLike<Completion> {
+  return typeof (value as { then?: unknown } | null | undefined)?.then === 'function'
+}

@@ -1,0 +1,273 @@
+import { constants, fdatasync, readv, type Stats, writev } from 'node:fs'
+import { type FileHandle, open, readFile } from 'node:fs/promises'
+import { HushringError, optionTypeError } from '../../errors.ts'
+import { booleanOf, refuseUnknownOptions, stringOf } from '../../options.ts'
+import type { Completion } from '../../ring/request.ts'
+import { SECTOR_BYTES } from '../../units.ts'
+import {
+  blockDevice,
+  checkedShape,
+  type DiskShapeOptions,
+  SHAPE_OPTION_NAMES,
+  wholeBlocks,
+} from '../block/block-device.ts'
+import type { BlockRequest } from '../block/block-request.ts'
+import type { BlockDevice } from '../device.ts'
+
+/** Options of {@link fileDisk}. */
+export interface FileDiskOptions extends DiskShapeOptions {
+  /** A regular file or a block device. */
+  readonly path: string
+  /**
+   * Size in bytes that the file must have; a multiple of the block size. Needed with `create`. Default: the size that
+   * the file has.
+   */
+  readonly sizeBytes?: number
+  /** True: makes the file, sparse and with mode 0600, if it does not exist or is empty. Default false. */
+  readonly create?: boolean
+  /**
+   * True: `path` may be a symbolic link. Default false, because who may write to the folder could otherwise point a
+   * privileged process to any file.
+   */
+  readonly followSymlinks?: boolean
+}
+
+/**
+ * A disk in a file. Reads and writes go to the file with `preadv` and `pwritev` on the thread pool, straight from and
+ * into the driver's memory; a flush is `fdatasync`; zeros are written in pieces of 1 MiB. Discard is not offered,
+ * because Node has no way to punch holes.
+ *
+ * The file is not locked: nothing else should write to it meanwhile. `close()` waits for the I/O in flight.
+ *
+ * @throws TypeError or RangeError naming the option; HushringError `ERR_STORE_OPEN` when the file cannot be a disk
+ */
+export async function fileDisk(options: FileDiskOptions): Promise<BlockDevice> {
+  refuseUnknownOptions(options, ['path', 'sizeBytes', 'create', 'followSymlinks', ...SHAPE_OPTION_NAMES])
+  const { path, sizeBytes, create, followSymlinks, ...shape } = options
+  const wish = checkedWish(options)
+  const handle = await openFile(wish)
+  try {
+    const capacityBytes = await capacityOf(handle, wish)
+    const file = new OpenFile(handle)
+    return blockDevice({
+      ...shape,
+      capacityBytes,
+      read: (io) => file.read(io),
+      write: (io) => file.write(io),
+      flush: () => file.flush(),
+      writeZeroes: (io) => file.writeZeroes(io),
+      close: () => file.close(),
+    })
+  } catch (error) {
+    await handle.close()
+    throw error
+  }
+}
+
+/** The options with their defaults. */
+type Wish = Required<Omit<FileDiskOptions, 'sizeBytes'>> & { readonly sizeBytes: number | undefined }
+
+/** Everything is checked before a file is made. */
+function checkedWish(options: FileDiskOptions): Wish {
+  const { path, sizeBytes, create = false, followSymlinks = false } = options
+  const shape = checkedShape(options)
+  if (create && shape.readOnly) throw optionTypeError('create', 'false when readOnly is true', create)
+  if (create && sizeBytes === undefined) throw optionTypeError('sizeBytes', 'a number with create', sizeBytes)
+  return {
+    ...shape,
+    path: stringOf('path', path),
+    create: booleanOf('create', create),
+    followSymlinks: booleanOf('followSymlinks', followSymlinks),
+    sizeBytes: sizeBytes === undefined ? undefined : wholeBlocks('sizeBytes', sizeBytes, shape.blockBytes),
+  }
+}
+
+async function openFile({ path, create, readOnly, followSymlinks }: Wish): Promise<FileHandle> {
+  const flags =
+    (readOnly ? constants.O_RDONLY : constants.O_RDWR) |
+    (create ? constants.O_CREAT : 0) |
+    (followSymlinks ? 0 : constants.O_NOFOLLOW) |
+    // Only so that opening a named pipe by mistake fails below instead of waiting for its other end.
+    constants.O_NONBLOCK
+  try {
+    return await open(path, flags, 0o600)
+  } catch (cause) {
+    const { code = '', message } = cause as NodeJS.ErrnoException
+    throw openError(path, OPEN_FAILURES[code] ?? message, cause)
+  }
+}
+
+const OPEN_FAILURES: Readonly<Record<string, string>> = {
+  EACCES: 'no permission; change its mode or owner, or open it with readOnly',
+  EISDIR: 'it is a folder; name a file or a block device',
+  ELOOP: 'it is a symbolic link; name the file itself, or allow it with followSymlinks',
+  ENOENT: 'it does not exist; check the path, or make it with create and sizeBytes',
+  ENOTDIR: 'a part of the path is no folder; check the path',
+  EPERM: 'no permission; change its mode or owner, or open it with readOnly',
+  EROFS: 'its file system is read-only; open it with readOnly',
+}
+
+function openError(path: string, why: string, cause?: unknown): HushringError {
+  return new HushringError('ERR_STORE_OPEN', `cannot use ${path} as a disk: ${why}`, {
+    cause,
+    details: { path },
+  })
+}
+
+async function capacityOf(
+  handle: FileHandle,
+  { path, create, sizeBytes, blockBytes }: Wish,
+): Promise<number> {
+  const stats = await handle.stat()
+  if (!stats.isFile() && !stats.isBlockDevice()) {
+    throw openError(path, 'it is neither a regular file nor a block device')
+  }
+  if (create && stats.isFile() && stats.size === 0) await handle.truncate(sizeBytes)
+  const actualBytes = stats.isFile() ? (await handle.stat()).size : await blockDeviceBytes(path, stats)
+  if (sizeBytes !== undefined && sizeBytes !== actualBytes) {
+    throw openError(path, `it has ${actualBytes} bytes, but sizeBytes is ${sizeBytes}`)
+  }
+  if (actualBytes === 0) throw openError(path, `it is empty; give it a size, as with: truncate -s 1G ${path}`)
+  if (actualBytes % blockBytes === 0) return actualBytes
+  const nextBytes = Math.ceil(actualBytes / blockBytes) * blockBytes
+  throw openError(
+    path,
+    `its ${actualBytes} bytes are not a multiple of the block size of ${blockBytes} bytes; ` +
+      `make it longer, as with: truncate -s ${nextBytes} ${path}`,
+  )
+}
+
+/** Node can neither seek nor ask a block device for its size, so it is read from sysfs. */
+async function blockDeviceBytes(path: string, { rdev }: Stats): Promise<number> {
+  // The layout of dev_t: the upper 32 bits hold the rest of the major and, in glibc, the minor number's high bits.
+  const low = rdev % 2 ** 32
+  const high = Math.floor(rdev / 2 ** 32)
+  const major = ((low >>> 8) & 0xfff) | (high & ~0xfff)
+  const minor = (low & 0xff) | ((low >>> 12) & ~0xff)
+  try {
+    return Number(await readFile(`/sys/dev/block/${major}:${minor}/size`, 'ascii')) * SECTOR_BYTES
+  } catch (cause) {
+    throw openError(path, 'the size of the block device is not to be found in /sys', cause)
+  }
+}
+
+type Views = readonly Uint8Array[]
+
+/** One of `fs.readv` and `fs.writev`. */
+type VectoredCall = (
+  fd: number,
+  views: Views,
+  offsetBytes: number,
+  done: (error: NodeJS.ErrnoException | null, countBytes: number) => void,
+) => void
+
+const ZEROS = Buffer.alloc(64 * 1024)
+/** Bounds how long one call holds a thread of the pool. */
+const ZERO_VIEWS: Views = Array.from({ length: 16 }, () => ZEROS)
+const ZERO_VIEWS_BYTES = ZEROS.length * ZERO_VIEWS.length
+
+/** An open file that is closed after its last operation. Callbacks, because promises of fs cost three times as much. */
+class OpenFile {
+  readonly #handle: FileHandle
+  #pendingCount = 0
+  #onIdle: (() => void) | undefined
+
+  constructor(handle: FileHandle) {
+    this.#handle = handle
+  }
+
+  read(io: BlockRequest): Promise<number> {
+    return this.#transfer(readv, io.segments, io.offsetBytes, io.lengthBytes)
+  }
+
+  write(io: BlockRequest): Promise<number> {
+    return this.#transfer(writev, io.segments, io.offsetBytes, io.lengthBytes)
+  }
+
+  flush(): Promise<void> {
+    this.#pendingCount++
+    return new Promise((resolve, reject) => {
+      fdatasync(this.#handle.fd, (error) => {
+        this.#leave()
+        if (error === null) resolve()
+        else reject(error)
+      })
+    })
+  }
+
+  async writeZeroes(io: BlockRequest): Promise<number | Completion> {
+    const { offsetBytes, lengthBytes } = io
+    let doneBytes = 0
+    // Counted as one operation: closed between two pieces, the next one could hit a file that got the same number.
+    this.#pendingCount++
+    try {
+      while (doneBytes < lengthBytes) {
+        if (io.isAborted) return io.fail(io.signal.reason)
+        const pieceBytes = Math.min(ZERO_VIEWS_BYTES, lengthBytes - doneBytes)
+        const views = pieceBytes === ZERO_VIEWS_BYTES ? ZERO_VIEWS : firstBytes(ZERO_VIEWS, pieceBytes)
+        const countBytes = await this.#transfer(writev, views, offsetBytes + doneBytes, pieceBytes)
+        if (countBytes === 0) break
+        doneBytes += countBytes
+      }
+      return doneBytes
+    } finally {
+      this.#leave()
+    }
+  }
+
+  async close(): Promise<void> {
+    if (this.#pendingCount > 0) {
+      await new Promise<void>((resolve) => {
+        this.#onIdle = resolve
+      })
+    }
+    await this.#handle.close()
+  }
+
+  /**
+   * Moves all bytes: the kernel may stop early, at 2 GiB or 1024 pieces for one.
+   *
+   * @returns the bytes moved; fewer than asked for only at the end of the file
+   */
+  #transfer(call: VectoredCall, views: Views, offsetBytes: number, lengthBytes: number): Promise<number> {
+    this.#pendingCount++
+    return new Promise((resolve, reject) => {
+      let doneBytes = 0
+      const onMoved = (error: NodeJS.ErrnoException | null, countBytes: number): void => {
+        if (error === null) {
+          doneBytes += countBytes
+          if (countBytes > 0 && doneBytes < lengthBytes) {
+            call(this.#handle.fd, withoutFirstBytes(views, doneBytes), offsetBytes + doneBytes, onMoved)
+            return
+          }
+        }
+        this.#leave()
+        if (error === null) resolve(doneBytes)
+        else reject(error)
+      }
+      call(this.#handle.fd, views, offsetBytes, onMoved)
+    })
+  }
+
+  #leave(): void {
+    if (--this.#pendingCount === 0) this.#onIdle?.()
+  }
+}
+
+function firstBytes(views: Views, countBytes: number): Views {
+  let left = countBytes
+  return views.flatMap((view) => {
+    const kept = view.subarray(0, left)
+    left -= kept.length
+    return kept.length === 0 ? [] : [kept]
+  })
+}
+
+function withoutFirstBytes(views: Views, countBytes: number): Views {
+  let skip = countBytes
+  return views.flatMap((view) => {
+    const rest = view.subarray(skip)
+    skip -= view.length - rest.length
+    return rest.length === 0 ? [] : [rest]
+  })
+}

@@ -1,0 +1,242 @@
+import { isObservable, Observable, type OperatorFunction, type SchedulerLike, type Subscription } from 'rxjs'
+import { HushringError } from '../errors.ts'
+import { type Answer, type Handler, isPromiseLike } from '../handlers/handler.ts'
+import type { Batch } from '../ring/queue.ts'
+import { type Completion, isCompletion, type RingRequest } from '../ring/request.ts'
+import { turnScheduler } from './schedulers.ts'
+
+/** Where {@link answer} puts the completions; a queue. */
+export interface AnswerRecorder {
+  record(request: RingRequest, completion: Completion): void
+  recycle(request: RingRequest): void
+}
+
+/** Options of {@link answer}. */
+export interface AnswerOptions {
+  /** A handler that has not answered after so many ms is answered for, with `ERR_HANDLER_TIMEOUT`. 0: never. */
+  readonly timeoutMs: number
+  /** The clock of the deadline. Default: the monotonic clock of {@link turnScheduler}. */
+  readonly scheduler?: SchedulerLike
+  /** When it emits, every request in flight is aborted and fails with that error. */
+  readonly giveUp?: Observable<HushringError>
+  /** Called for each request that fails, with the error that does not fit into a status byte. */
+  readonly onFailure?: (request: RingRequest, error: HushringError) => void
+  /** Called when a handler answers a request that was answered for it before. */
+  readonly onLateAnswer?: () => void
+}
+
+/**
+ * Has each request of a batch answered: exactly one completion is recorded a request, whatever the handler does.
+ * It throws, rejects, ends without a value, returns nonsense: a failed completion. It never settles: the deadline
+ * answers. It settles twice or too late: ignored and counted. An error in one request never ends the stream.
+ *
+ * Emits how many completions were recorded: once for all synchronous answers of a batch, and once for each later
+ * answer. Completes when the source has completed and every request is answered. When unsubscribed, it aborts the
+ * signals of what is in flight and records no more.
+ *
+ * A promise or observable is never cut off from its memory: the memory stays pinned until it settles, even after
+ * the deadline has answered, because a read in flight still writes into it. For the same reason an observable that
+ * was given up is not unsubscribed; its handler learns from `io.signal`.
+ */
+export function answer(
+  recorder: AnswerRecorder,
+  handler: Handler<RingRequest>,
+  options: AnswerOptions,
+): OperatorFunction<Batch, number> {
+  const { timeoutMs, scheduler = turnScheduler, giveUp, onFailure, onLateAnswer } = options
+  return (batches) =>
+    new Observable((subscriber) => {
+      // In the order of their deadlines, because every request has the same time.
+      const inFlight = new Set<LateAnswer>()
+      let sourceCompleted = false
+      let deadline: Subscription | undefined
+
+      const record = (request: RingRequest, completion: Completion): void => {
+        if (completion.result === 'failed') onFailure?.(request, completion.error)
+        recorder.record(request, completion)
+      }
+
+      const settle = (late: LateAnswer, completion: Completion): void => {
+        inFlight.delete(late)
+        record(late.request, completion)
+        subscriber.next(1)
+        if (sourceCompleted && inFlight.size === 0) subscriber.complete()
+      }
+
+      const expire = (): void => {
+        deadline = undefined
+        const now = scheduler.now()
+        for (const late of inFlight) {
+          if (late.deadlineMs > now) break
+          late.giveUp(new HushringError('ERR_HANDLER_TIMEOUT', `no answer after ${timeoutMs} ms`))
+        }
+        armDeadline()
+      }
+
+      const armDeadline = (): void => {
+        if (timeoutMs === 0 || deadline !== undefined || subscriber.closed) return
+        for (const oldest of inFlight) {
+          deadline = scheduler.schedule(expire, Math.max(0, oldest.deadlineMs - scheduler.now()))
+          break
+        }
+      }
+
+      const answerBatch = (batch: Batch): void => {
+        let readyCount = 0
+        for (let index = 0; index < batch.count; index++) {
+          const request = batch.requests[index]!
+          const answered = callHandler(handler, request)
+          if (isCompletion(answered)) {
+            record(request, checkedCompletion(request, answered))
+            recorder.recycle(request)
+            readyCount++
+          } else {
+            const late = new LateAnswer(request, scheduler.now() + timeoutMs, onLateAnswer)
+            const early = late.wait(answered, settle)
+            if (early === undefined) {
+              inFlight.add(late)
+            } else {
+              record(request, early)
+              readyCount++
+            }
+          }
+        }
+        armDeadline()
+        if (readyCount > 0) subscriber.next(readyCount)
+      }
+
+      const givingUp = giveUp?.subscribe((reason) => {
+        for (const late of inFlight) late.giveUp(reason)
+      })
+      const subscription = batches.subscribe({
+        next: answerBatch,
+        error: (error) => subscriber.error(error),
+        complete: () => {
+          sourceCompleted = true
+          if (inFlight.size === 0) subscriber.complete()
+        },
+      })
+      return () => {
+        subscription.unsubscribe()
+        givingUp?.unsubscribe()
+        deadline?.unsubscribe()
+        for (const late of inFlight) late.abandon()
+        inFlight.clear()
+      }
+    })
+}
+
+function callHandler(handler: Handler<RingRequest>, request: RingRequest): Answer {
+  try {
+    return handler(request)
+  } catch (error) {
+    return handlerThrew(request, error)
+  }
+}
+
+function handlerThrew(request: RingRequest, cause: unknown): Completion {
+  const message = `the handler threw: ${cause instanceof Error ? cause.message : String(cause)}`
+  return request.fail(new HushringError('ERR_HANDLER_THREW', message, { cause }))
+}
+
+function checkedCompletion(request: RingRequest, value: unknown): Completion {
+  if (!isCompletion(value)) {
+    return request.fail(new HushringError('ERR_HANDLER_ANSWER', `the handler answered with ${typeof value}`))
+  }
+  if (value.result !== 'ok' || value.bytesWritten === undefined) return value
+  const { bytesWritten } = value
+  const writableBytes = request.writable.byteLength
+  if (Number.isInteger(bytesWritten) && bytesWritten >= 0 && bytesWritten <= writableBytes) return value
+  return request.fail(
+    new HushringError(
+      'ERR_HANDLER_ANSWER',
+      `expected 0 to ${writableBytes} bytes written, got ${bytesWritten}`,
+    ),
+  )
+}
+
+type Settle = (late: LateAnswer, completion: Completion) => void
+
+/** One request whose handler did not answer at once. */
+class LateAnswer {
+  readonly request: RingRequest
+  readonly deadlineMs: number
+  readonly #onLateAnswer: (() => void) | undefined
+  readonly #releaseMemory: () => void
+  #answered = false
+  #settle: Settle | undefined
+
+  constructor(request: RingRequest, deadlineMs: number, onLateAnswer: (() => void) | undefined) {
+    this.request = request
+    this.deadlineMs = deadlineMs
+    this.#onLateAnswer = onLateAnswer
+    this.#releaseMemory = request.hold()
+  }
+
+  /** Waits for a promise or an observable. Returns the completion if it is there already, as with `of(io.ok())`. */
+  wait(answered: Answer, settle: Settle): Completion | undefined {
+    let early: Completion | undefined
+    this.#settle = (_late, completion) => {
+      early = completion
+    }
+    if (isObservable(answered)) this.#subscribe(answered)
+    else if (isPromiseLike(answered)) this.#follow(answered)
+    else this.#finish(checkedCompletion(this.request, answered))
+    this.#settle = settle
+    return early
+  }
+
+  #follow(answered: PromiseLike<unknown>): void {
+    try {
+      answered.then(
+        (value) => this.#finish(checkedCompletion(this.request, value)),
+        (error) => this.#finish(handlerThrew(this.request, error)),
+      )
+    } catch (error) {
+      this.#finish(handlerThrew(this.request, error))
+    }
+  }
+
+  #subscribe(answered: Observable<unknown>): void {
+    let subscription: Subscription | undefined
+    let ended = false
+    const end = (completion: Completion | undefined): void => {
+      if (ended) return
+      ended = true
+      subscription?.unsubscribe()
+      this.#finish(completion ?? checkedCompletion(this.request, undefined))
+    }
+    subscription = answered.subscribe({
+      next: (value) => end(checkedCompletion(this.request, value)),
+      error: (error) => end(handlerThrew(this.request, error)),
+      complete: () => end(undefined),
+    })
+    if (ended) subscription.unsubscribe()
+  }
+
+  /** The handler is through. Its memory goes; its answer counts only if nobody answered before. */
+  #finish(completion: Completion): void {
+    this.#releaseMemory()
+    if (this.#answered) {
+      this.#onLateAnswer?.()
+      return
+    }
+    this.#answered = true
+    this.#settle?.(this, completion)
+  }
+
+  /** Answers in the place of the handler, and tells it through the signal. */
+  giveUp(reason: HushringError): void {
+    if (this.#answered) return
+    this.#answered = true
+    this.request.abort(reason)
+    this.#settle?.(this, this.request.fail(reason))
+  }
+
+  /** Nobody waits for an answer any more. */
+  abandon(): void {
+    if (this.#answered) return
+    this.#answered = true
+    this.request.abort(new HushringError('ERR_REQUEST_ABORTED'))
+  }
+}

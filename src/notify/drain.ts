@@ -1,0 +1,90 @@
+import { Observable, type OperatorFunction, type SchedulerLike, type Subscription } from 'rxjs'
+import type { Batch } from '../ring/queue.ts'
+import { turnScheduler } from './schedulers.ts'
+
+/** The part of a queue that {@link drain} uses. */
+export interface DrainableQueue {
+  take(countMax: number): Batch
+  rearm(): void
+  readonly armed: boolean
+  readonly more: boolean
+  readonly inFlightCount: number
+}
+
+/** Limits of {@link drain}. */
+export interface DrainOptions {
+  /** Most requests taken and not yet answered; the back-pressure. */
+  readonly creditCountMax: number
+  /** Most requests taken (and looks without one) in a turn of the event loop, so that one driver cannot starve the rest. */
+  readonly budgetCountMax: number
+  /** Runs the rest of a drain that used up its budget. Default: the end of the turn. */
+  readonly scheduler?: SchedulerLike
+}
+
+/**
+ * Turns wake-ups into batches: at each value of the source it takes batches until the queue is armed (kicks asked
+ * for, nothing visible), the credits are used up, or the budget of this turn is.
+ *
+ * It never sleeps on a request. The driver owes no kick for what is already visible, so each early stop has its
+ * own waker: out of budget, the scheduler; out of credits, whoever publishes answers emits on the source again
+ * (see pipeline.ts). If nobody downstream re-armed the queue while it handled the batch, drain does.
+ *
+ * The same `Batch` object is emitted each time; it is valid until the consumer returns. Completes with its source
+ * without taking more; errors when the queue is broken.
+ */
+export function drain(queue: DrainableQueue, options: DrainOptions): OperatorFunction<unknown, Batch> {
+  const { creditCountMax, budgetCountMax, scheduler = turnScheduler } = options
+  return (wakes) =>
+    new Observable((subscriber) => {
+      let draining = false
+      let sourceCompleted = false
+      let continuation: Subscription | undefined
+
+      const takeUntilIdle = (): void => {
+        let budget = budgetCountMax
+        for (;;) {
+          const room = Math.min(budget, creditCountMax - queue.inFlightCount)
+          if (room <= 0) break
+          const batch = queue.take(room)
+          // A look that finds only malformed chains costs too, or a driver that offers nothing else holds the loop.
+          budget -= Math.max(1, batch.count)
+          if (batch.count > 0) subscriber.next(batch)
+          if (subscriber.closed || sourceCompleted) return
+          // Nobody downstream published, so nobody re-armed. Without credits a kick would be of no use yet.
+          if (!queue.armed && !queue.more && queue.inFlightCount < creditCountMax) queue.rearm()
+          if (queue.armed) return
+        }
+        const outOfBudget = queue.inFlightCount < creditCountMax
+        if (outOfBudget) continuation = scheduler.schedule(onWake)
+      }
+
+      const onWake = (): void => {
+        // An answer published while we drain wakes the source from inside: the loop below sees what it saw.
+        if (draining) return
+        continuation?.unsubscribe()
+        draining = true
+        try {
+          takeUntilIdle()
+        } catch (error) {
+          subscriber.error(error)
+        } finally {
+          draining = false
+        }
+        if (sourceCompleted) subscriber.complete()
+      }
+
+      const subscription = wakes.subscribe({
+        next: onWake,
+        error: (error) => subscriber.error(error),
+        complete: () => {
+          sourceCompleted = true
+          // A handler may stop its own queue: the batch it is in is answered and published before the end.
+          if (!draining) subscriber.complete()
+        },
+      })
+      return () => {
+        subscription.unsubscribe()
+        continuation?.unsubscribe()
+      }
+    })
+}

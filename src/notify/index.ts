@@ -1,0 +1,16 @@
+export { type AnswerOptions, type AnswerRecorder, answer } from './answer.ts'
+export { doorbell } from './doorbell.ts'
+export { type DrainableQueue, type DrainOptions, drain } from './drain.ts'
+export { type GatherOptions, gather } from './gather.ts'
+export { type ServableQueue, type ServeOptions, serveQueue } from './pipeline.ts'
+export { microScheduler, turnScheduler } from './schedulers.ts'
+export {
+  adaptive,
+  type CoalesceOptions,
+  coalesce,
+  type Hold,
+  immediate,
+  type Load,
+  type SuppressionPolicy,
+  soonest,
+} from './suppression.ts'

@@ -1,0 +1,67 @@
+import { defer, map, merge, type Observable, Subject, tap } from 'rxjs'
+import type { HushringError } from '../errors.ts'
+import type { Handler } from '../handlers/handler.ts'
+import type { Published } from '../ring/queue.ts'
+import type { RingRequest } from '../ring/request.ts'
+import { type AnswerRecorder, answer } from './answer.ts'
+import { type DrainableQueue, drain } from './drain.ts'
+import { gather } from './gather.ts'
+import type { SuppressionPolicy } from './suppression.ts'
+
+/** The part of a queue that the pipeline uses. */
+export interface ServableQueue extends DrainableQueue, AnswerRecorder {
+  publish(): Published
+}
+
+/** Options of {@link serveQueue}. */
+export interface ServeOptions {
+  readonly suppression: SuppressionPolicy
+  /** Most requests taken and not yet answered, 1 or more. */
+  readonly creditCountMax: number
+  /** Most requests taken in one turn of the event loop, 1 or more. */
+  readonly budgetCountMax: number
+  /** Deadline of a request in ms; 0: none. */
+  readonly requestTimeoutMs: number
+  /** When it emits, every request in flight is aborted and fails with that error. */
+  readonly giveUp?: Observable<HushringError>
+  readonly onFailure?: (request: RingRequest, error: HushringError) => void
+  readonly onLateAnswer?: () => void
+}
+
+/**
+ * Serves one queue: the whole way of a request, once round.
+ *
+ * Subscribing looks at the ring at once, without a kick, because a ring may start with requests in it. When
+ * `kicks` completes nothing more is taken, what is in flight is answered and published, and then the result
+ * completes: that is a drain. Unsubscribing gives up at once. It errors when the driver broke the queue.
+ *
+ * @param queue a started queue; borrowed
+ * @param kicks emits when the driver asked for attention
+ * @param handler answers one request
+ * @returns one value for each time answers were published; the same object each time
+ */
+export function serveQueue(
+  queue: ServableQueue,
+  kicks: Observable<void>,
+  handler: Handler<RingRequest>,
+  options: ServeOptions,
+): Observable<Published> {
+  return defer(() => {
+    const start = defer(() => [undefined])
+    const unarmed = new Subject<void>()
+    return withWaker(merge(kicks, start), unarmed).pipe(
+      drain(queue, options),
+      answer(queue, handler, { ...options, timeoutMs: options.requestTimeoutMs }),
+      gather({ policy: options.suppression, inFlightCount: () => queue.inFlightCount }),
+      map(() => queue.publish()),
+      // Not armed means that the driver owes no kick for what is visible now, or that credits came back:
+      // somebody has to look, and drain is the one who looks.
+      tap(() => queue.armed || unarmed.next()),
+    )
+  })
+}
+
+/** Merges a waker into the wakes that lives as long as they do and does not keep them from completing. */
+function withWaker(wakes: Observable<unknown>, waker: Subject<void>): Observable<unknown> {
+  return merge(wakes.pipe(tap({ complete: () => waker.complete() })), waker)
+}

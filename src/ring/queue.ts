@@ -1,0 +1,337 @@
+import { type ErrorCode, HushringError } from '../errors.ts'
+import {
+  CompleteBits,
+  CompletionRow,
+  type NativeQueue,
+  native,
+  QueueCounter,
+  RequestRow,
+  RingBreak,
+  SegmentRow,
+} from '../native.ts'
+import type { DriverMemory } from './memory.ts'
+import { type Completion, type Pinnable, RingRequest } from './request.ts'
+
+/** How a queue splits and limits what it takes; fixed for the life of the queue. */
+export interface VirtQueueOptions {
+  /** Position of the queue in its device. */
+  readonly index: number
+  /** Largest ring it can be started with: a power of two, 1 to 32768. */
+  readonly sizeMax: number
+  /** Bytes copied out of the front of each request, 0 to 64. */
+  readonly headerBytes: number
+  /** True when the last device-writable byte of a request is a status. */
+  readonly statusByte: boolean
+  /** Most requests in one batch. Default 128. */
+  readonly batchCountMax?: number
+  /** True: a malformed chain breaks the queue. Default false: it is returned with length 0. */
+  readonly strictChains?: boolean
+}
+
+/** Where a ring lies and how it was negotiated; see {@link VirtQueue.start}. */
+export interface VirtQueueStart {
+  readonly size: number
+  readonly memory: DriverMemory
+  readonly descriptorAddress: bigint
+  readonly availableAddress: bigint
+  readonly usedAddress: bigint
+  /** Next available index to take. */
+  readonly availableBase: number
+  readonly eventIdx: boolean
+  readonly indirect: boolean
+  /** eventfd to signal, or -1. Borrowed. */
+  readonly callFd: number
+}
+
+/** The requests of one `take`. The object and its array are reused by the next `take`. */
+export class Batch {
+  readonly requests: RingRequest[] = []
+  /** Number of valid entries at the front of {@link requests}. */
+  count = 0
+}
+
+/** What publishing did; reused by the next publish. */
+export interface Published {
+  /** Completions made visible by this call. */
+  readonly count: number
+  /** True when the driver was signalled, false when it had asked for silence or nothing was published. */
+  readonly signalled: boolean
+}
+
+/** Counts of one queue since it was made. */
+export interface QueueCounts {
+  readonly requests: number
+  readonly completions: number
+  readonly batches: number
+  readonly signals: number
+  readonly suppressed: number
+  readonly malformedChains: number
+  readonly skippedHeads: number
+  readonly ignoredCompletions: number
+  readonly nativeCalls: number
+  readonly signalFences: number
+}
+
+/**
+ * The device's half of one split virtqueue. It crosses into native code twice a batch: {@link take} and
+ * {@link publish}; every index, flag and barrier is native.
+ *
+ * A queue that the driver broke throws its {@link HushringError} from `take` and `publish` until it is started
+ * anew, and touches no shared memory meanwhile.
+ */
+export class VirtQueue {
+  readonly index: number
+  readonly sizeMax: number
+  readonly batchCountMax: number
+  /** True after the queue asked for a kick and found nothing visible: the driver will kick for the next request. */
+  armed = false
+  /** True when the last native call saw requests that nobody will kick for. */
+  more = false
+  /** Requests taken and not yet published. */
+  inFlightCount = 0
+
+  readonly #native: NativeQueue
+  readonly #headerWordCount: number
+  readonly #batch = new Batch()
+  readonly #pool: RingRequest[] = []
+  readonly #headerBytes: number
+  #recordedCount = 0
+  #memory: DriverMemory | undefined
+  /** Pins held on {@link #memory}: one for each request from its take until its answer is published. */
+  #pinCount = 0
+  /** The same for older generations, whose requests were in flight when the memory was replaced. */
+  readonly #olderPins = new Map<Pinnable, number>()
+  /** Recorded answers, not yet published, of requests taken under an older generation. */
+  readonly #recordedOlder: Pinnable[] = []
+  readonly #published = { count: 0, signalled: false }
+
+  constructor(options: VirtQueueOptions) {
+    this.index = options.index
+    this.sizeMax = options.sizeMax
+    this.batchCountMax = Math.min(options.batchCountMax ?? 128, options.sizeMax)
+    this.#headerBytes = options.headerBytes
+    this.#headerWordCount = Math.ceil(options.headerBytes / 4)
+    this.#native = native.createSplitQueue({
+      sizeMax: options.sizeMax,
+      headerBytes: options.headerBytes,
+      statusByte: options.statusByte,
+      batchCountMax: this.batchCountMax,
+      // Drivers exceed the ring's size with indirect tables in practice; 1024 is what other devices accept.
+      chainCountMax: Math.max(1024, options.sizeMax),
+      strictChains: options.strictChains ?? false,
+    })
+  }
+
+  /**
+   * Starts the ring, or starts it anew after {@link stop} or a break. Throws `ERR_RING_SIZE` or
+   * `ERR_RING_ADDRESS`; then the queue stays stopped. The first decision after a start always signals.
+   */
+  start(ring: VirtQueueStart): void {
+    const { memory, ...rest } = ring
+    this.#throwIfBroken(
+      -this.#native.start({ ...rest, guestAddresses: false, regions: memory.nativeRegions }),
+    )
+    this.#memory = memory
+    this.armed = false
+    this.more = true
+  }
+
+  /** Stops the ring and forgets what is in flight. Returns the next available index. */
+  stop(): number {
+    const availableIndex = this.#native.stop()
+    this.armed = false
+    this.more = false
+    this.inFlightCount = 0
+    this.#recordedCount = 0
+    this.#recordedOlder.length = 0
+    const memory = this.#memory
+    this.#memory = undefined
+    memory?.unpin(this.#pinCount)
+    this.#pinCount = 0
+    for (const [older, count] of this.#olderPins) older.unpin(count)
+    this.#olderPins.clear()
+    return availableIndex
+  }
+
+  /**
+   * Moves a running ring to a new generation of memory. The old one stays pinned for the requests in flight: their
+   * status bytes lie in it and are written when they are published.
+   */
+  setMemory(memory: DriverMemory): void {
+    const older = this.#memory
+    this.#throwIfBroken(-this.#native.setRegions(memory.nativeRegions))
+    this.#memory = memory
+    if (older === undefined || this.#pinCount === 0) return
+    this.#olderPins.set(older, this.#pinCount)
+    while (this.#recordedOlder.length < this.#recordedCount) this.#recordedOlder.push(older)
+    this.#pinCount = 0
+  }
+
+  /** Replaces the eventfd that wakes the driver (-1: none). The next decision signals whatever the driver asked. */
+  setCallFd(callFd: number): void {
+    this.#native.setCallFd(callFd)
+  }
+
+  /** Signals the driver once without a decision, for a queue that starts on a ring with history. */
+  signal(): void {
+    this.#native.signal()
+  }
+
+  /**
+   * Takes up to `countMax` requests off the ring and suppresses kicks. One native call.
+   *
+   * @returns the batch, possibly empty; it and its requests are valid until the next `take`
+   */
+  take(countMax: number): Batch {
+    const batch = this.#batch
+    const count = this.#throwIfBroken(this.#native.take(Math.min(countMax, this.batchCountMax)))
+    this.armed = false
+    this.more = false
+    batch.count = count
+    for (let row = 0; row < count; row++) batch.requests[row] = this.#requestAt(row)
+    this.inFlightCount += count
+    this.#memory?.pin(count)
+    this.#pinCount += count
+    return batch
+  }
+
+  #requestAt(row: number): RingRequest {
+    const { requests, segments, headers } = this.#native
+    const request = this.#pool.pop() ?? new RingRequest(this.#headerBytes)
+    const base = row * RequestRow.words
+    request.queueIndex = this.index
+    request.head = requests[base + RequestRow.head]!
+    request.memory = this.#memory
+    const headerBase = row * this.#headerWordCount
+    for (let word = 0; word < this.#headerWordCount; word++) {
+      request.headerWords[word] = headers[headerBase + word]!
+    }
+    const windows = this.#memory!.windows
+    const first = requests[base + RequestRow.firstSegment]!
+    const writableFrom = first + requests[base + RequestRow.readableCount]!
+    const end = writableFrom + requests[base + RequestRow.writableCount]!
+    for (let segment = first; segment < end; segment++) {
+      const at = segment * SegmentRow.words
+      const list = segment < writableFrom ? request.readable : request.writable
+      list.append(
+        windows[segments[at + SegmentRow.window]!]!,
+        segments[at + SegmentRow.offsetBytes]!,
+        segments[at + SegmentRow.lengthBytes]!,
+      )
+    }
+    return request
+  }
+
+  /**
+   * Notes the answer to a request; the driver sees it with the next {@link publish}. Each request of this queue
+   * must be recorded exactly once between two starts.
+   */
+  record(request: RingRequest, completion: Completion): void {
+    const { completions } = this.#native
+    const base = this.#recordedCount++ * CompletionRow.words
+    if (request.memory !== this.#memory) this.#recordedOlder.push(request.memory!)
+    completions[base + CompletionRow.head] = request.head
+    if (completion.result === 'ok') {
+      completions[base + CompletionRow.bytesWritten] = completion.bytesWritten ?? request.writable.byteLength
+      completions[base + CompletionRow.status] = 0
+    } else {
+      completions[base + CompletionRow.bytesWritten] = 0
+      completions[base + CompletionRow.status] = completion.result === 'failed' ? 1 : 2
+    }
+  }
+
+  /** Gives a request object back for reuse, after a synchronous answer only: nobody else may still hold it. */
+  recycle(request: RingRequest): void {
+    request.recycle()
+    this.#pool.push(request)
+  }
+
+  /**
+   * Makes every recorded answer visible with one index store, executes one full barrier, decides once whether to
+   * signal, and re-arms if nothing more is visible. One native call. Sets {@link armed} and {@link more}.
+   */
+  publish(): Published {
+    const count = this.#recordedCount
+    const bits = this.#complete(count)
+    this.#recordedCount = 0
+    this.inFlightCount -= count
+    this.#unpinPublished(count)
+    this.#published.count = count
+    this.#published.signalled = (bits & CompleteBits.signalled) !== 0
+    return this.#published
+  }
+
+  /**
+   * Asks for kicks and looks once more, without publishing recorded answers, which a policy may be holding. One
+   * native call. Sets {@link armed} and {@link more}.
+   */
+  rearm(): void {
+    this.#complete(0)
+  }
+
+  #complete(count: number): number {
+    const bits = this.#throwIfBroken(this.#native.complete(count, true))
+    this.armed = (bits & CompleteBits.armed) !== 0
+    this.more = (bits & CompleteBits.more) !== 0
+    return bits
+  }
+
+  #unpinPublished(count: number): void {
+    const current = count - this.#recordedOlder.length
+    this.#pinCount -= current
+    this.#memory?.unpin(current)
+    for (const older of this.#recordedOlder) {
+      const left = this.#olderPins.get(older)! - 1
+      if (left === 0) this.#olderPins.delete(older)
+      else this.#olderPins.set(older, left)
+      older.unpin()
+    }
+    this.#recordedOlder.length = 0
+  }
+
+  /** A look at both sides without changing anything, for a watchdog. */
+  inspect(): ReturnType<NativeQueue['inspect']> {
+    return this.#native.inspect()
+  }
+
+  /** The latest malformed chain or skipped head that did not break the queue, if any. */
+  get lastFault(): HushringError | undefined {
+    const fault = Number(this.#native.counters[QueueCounter.lastFault]!)
+    return fault === 0 ? undefined : this.#error(fault)
+  }
+
+  counts(): QueueCounts {
+    const at = (index: number): number => Number(this.#native.counters[index]!)
+    return {
+      requests: at(QueueCounter.requests),
+      completions: at(QueueCounter.completions),
+      batches: at(QueueCounter.batches),
+      signals: at(QueueCounter.signals),
+      suppressed: at(QueueCounter.suppressed),
+      malformedChains: at(QueueCounter.malformedChains),
+      skippedHeads: at(QueueCounter.skippedHeads),
+      ignoredCompletions: at(QueueCounter.ignoredCompletions),
+      nativeCalls: at(QueueCounter.nativeCalls),
+      signalFences: at(QueueCounter.signalFences),
+    }
+  }
+
+  /** Frees the native queue. */
+  close(): void {
+    this.#native.close()
+  }
+
+  #throwIfBroken(result: number): number {
+    if (result < 0) throw this.#error(-result)
+    return result
+  }
+
+  #error(fault: number): HushringError {
+    const code = CODE_OF_FAULT.get(fault) ?? 'ERR_RING_ADDRESS'
+    return new HushringError(code, undefined, { details: { queueIndex: this.index } })
+  }
+}
+
+const CODE_OF_FAULT: ReadonlyMap<number, ErrorCode> = new Map(
+  Object.entries(RingBreak).map(([code, fault]) => [fault, code as ErrorCode]),
+)

@@ -1,0 +1,155 @@
+/**
+ * The bytes of one request: an ordered list of pieces of memory shared with the driver.
+ *
+ * The pieces are borrowed from the moment the request is taken until it is completed. Copying through
+ * `copyFrom`, `copyTo` and `fill` allocates nothing; `views()` makes one `Uint8Array` a piece on first use.
+ * A list is never resized by its reader.
+ */
+export class SegmentList {
+  #count = 0
+  #byteLength = 0
+  readonly #buffers: Buffer[] = []
+  readonly #offsetsBytes: number[] = []
+  readonly #lengthsBytes: number[] = []
+  #views: Uint8Array[] | undefined
+
+  /** Makes a list over bytes of this process, for requests that a layer derives and for tests. */
+  static of(...pieces: Uint8Array[]): SegmentList {
+    const list = new SegmentList()
+    for (const piece of pieces) {
+      list.append(Buffer.from(piece.buffer, piece.byteOffset, piece.byteLength), 0, piece.byteLength)
+    }
+    return list
+  }
+
+  /** Number of pieces. */
+  get count(): number {
+    return this.#count
+  }
+
+  /** Sum of the lengths of all pieces, in bytes. */
+  get byteLength(): number {
+    return this.#byteLength
+  }
+
+  /** Forgets all pieces. The arrays are kept, so that a pooled request allocates nothing when it is reused. */
+  clear(): void {
+    this.#count = 0
+    this.#byteLength = 0
+    this.#views = undefined
+  }
+
+  /**
+   * Adds a piece at the end. Only the ring and tests call this.
+   *
+   * @param buffer the window of shared memory the piece lies in; borrowed
+   * @param offsetBytes start within `buffer`
+   * @param lengthBytes length of the piece; a piece of 0 bytes is left out
+   */
+  append(buffer: Buffer, offsetBytes: number, lengthBytes: number): void {
+    if (lengthBytes === 0) return
+    const index = this.#count++
+    this.#buffers[index] = buffer
+    this.#offsetsBytes[index] = offsetBytes
+    this.#lengthsBytes[index] = lengthBytes
+    this.#byteLength += lengthBytes
+  }
+
+  /**
+   * One view a piece, in order, for vectored I/O such as `fs.readv`. The views are made once and borrowed:
+   * they go empty when the memory is unmapped.
+   */
+  views(): readonly Uint8Array[] {
+    if (this.#views === undefined) {
+      const views: Uint8Array[] = []
+      for (let index = 0; index < this.#count; index++) {
+        const offset = this.#offsetsBytes[index]!
+        views.push(this.#buffers[index]!.subarray(offset, offset + this.#lengthsBytes[index]!))
+      }
+      this.#views = views
+    }
+    return this.#views
+  }
+
+  /**
+   * Copies bytes into the pieces, in order, until either side ends.
+   *
+   * @param source where the bytes come from
+   * @param sourceOffsetBytes first byte of `source` to copy; default 0
+   * @param offsetBytes first byte of this list to fill; default 0
+   * @returns the number of bytes copied
+   */
+  copyFrom(source: Buffer, sourceOffsetBytes = 0, offsetBytes = 0): number {
+    let skip = offsetBytes
+    let position = sourceOffsetBytes
+    for (let index = 0; index < this.#count && position < source.length; index++) {
+      const length = this.#lengthsBytes[index]!
+      if (skip >= length) {
+        skip -= length
+        continue
+      }
+      const end = Math.min(position + length - skip, source.length)
+      source.copy(this.#buffers[index]!, this.#offsetsBytes[index]! + skip, position, end)
+      position = end
+      skip = 0
+    }
+    return Math.max(0, position - sourceOffsetBytes)
+  }
+
+  /**
+   * Copies the bytes of the pieces, in order, out into `target` until either side ends.
+   *
+   * @param target where the bytes go
+   * @param targetOffsetBytes first byte of `target` to write; default 0
+   * @param offsetBytes first byte of this list to copy; default 0
+   * @returns the number of bytes copied
+   */
+  copyTo(target: Buffer, targetOffsetBytes = 0, offsetBytes = 0): number {
+    let skip = offsetBytes
+    let position = targetOffsetBytes
+    for (let index = 0; index < this.#count && position < target.length; index++) {
+      const length = this.#lengthsBytes[index]!
+      if (skip >= length) {
+        skip -= length
+        continue
+      }
+      const copied = Math.min(length - skip, target.length - position)
+      const from = this.#offsetsBytes[index]! + skip
+      this.#buffers[index]!.copy(target, position, from, from + copied)
+      position += copied
+      skip = 0
+    }
+    return Math.max(0, position - targetOffsetBytes)
+  }
+
+  /**
+   * Sets bytes of the list to `value`.
+   *
+   * @param value 0 to 255
+   * @param offsetBytes first byte to set; default 0
+   * @param lengthBytes number of bytes to set; default: all that follow
+   */
+  fill(value: number, offsetBytes = 0, lengthBytes: number = this.#byteLength - offsetBytes): void {
+    let skip = offsetBytes
+    let left = lengthBytes
+    for (let index = 0; index < this.#count && left > 0; index++) {
+      const length = this.#lengthsBytes[index]!
+      if (skip >= length) {
+        skip -= length
+        continue
+      }
+      const filled = Math.min(length - skip, left)
+      const from = this.#offsetsBytes[index]! + skip
+      this.#buffers[index]!.fill(value, from, from + filled)
+      left -= filled
+      skip = 0
+    }
+  }
+
+  /** A copy of all bytes in memory of this process, which the driver can no longer change. */
+  toBuffer(): Buffer {
+    const copy = Buffer.alloc(this.#byteLength)
+    this.copyTo(copy)
+    return copy
+  }
+}

@@ -1,0 +1,717 @@
+import test from 'ava'
+import { EMPTY, NEVER, Observable, of, Subject, Subscription, throwError } from 'rxjs'
+import { TestScheduler } from 'rxjs/testing'
+import { HushringError } from '../../src/errors.ts'
+import type { Answer } from '../../src/handlers/handler.ts'
+import { answer } from '../../src/notify/answer.ts'
+import { type DrainableQueue, drain } from '../../src/notify/drain.ts'
+import { gather } from '../../src/notify/gather.ts'
+import { serveQueue } from '../../src/notify/pipeline.ts'
+import { adaptive, coalesce, immediate, soonest } from '../../src/notify/suppression.ts'
+import { Batch, type Published } from '../../src/ring/queue.ts'
+import { type Completion, RingRequest } from '../../src/ring/request.ts'
+
+/** Runs a marble test: frames are virtual milliseconds, and what is expected is compared when it ends. */
+function marbles(
+  run: (helpers: Parameters<Parameters<TestScheduler['run']>[0]>[0] & { scheduler: TestScheduler }) => void,
+) {
+  return (t: import('ava').ExecutionContext): void => {
+    const scheduler = new TestScheduler((actual, expected) => t.deepEqual(actual, expected))
+    scheduler.run((helpers) => run({ ...helpers, scheduler }))
+    t.pass()
+  }
+}
+
+/** A ring without memory: requests wait in a number, answers are counted. */
+class FakeQueue implements DrainableQueue {
+  armed = false
+  more = false
+  inFlightCount = 0
+  takenCounts: number[] = []
+  recorded: { request: RingRequest; completion: Completion }[] = []
+  recycledCount = 0
+  readyCount = 0
+  publishedCount = 0
+  rearmCount = 0
+  readonly #batch = new Batch()
+  readonly #published = { count: 0, signalled: true }
+
+  visibleCount: number
+
+  constructor(visibleCount = 0) {
+    this.visibleCount = visibleCount
+  }
+
+  take(countMax: number): Batch {
+    const count = Math.min(countMax, this.visibleCount, 4)
+    this.takenCounts.push(count)
+    this.visibleCount -= count
+    this.inFlightCount += count
+    this.armed = false
+    this.more = false
+    this.#batch.count = count
+    for (let index = 0; index < count; index++) this.#batch.requests[index] = new RingRequest(0)
+    return this.#batch
+  }
+
+  record(request: RingRequest, completion: Completion): void {
+    this.recorded.push({ request, completion })
+    this.readyCount++
+  }
+
+  recycle(): void {
+    this.recycledCount++
+  }
+
+  rearm(): void {
+    this.rearmCount++
+    this.armed = this.visibleCount === 0
+    this.more = !this.armed
+  }
+
+  publish(): Published {
+    this.#published.count = this.readyCount
+    this.publishedCount += this.readyCount
+    this.inFlightCount -= this.readyCount
+    this.readyCount = 0
+    this.rearm()
+    return this.#published
+  }
+}
+
+const ample = { creditCountMax: 1000, budgetCountMax: 1000 }
+
+// ---- drain ------------------------------------------------------------------------------------------------
+
+test(
+  'drain: never wakes, takes nothing and stays subscribed',
+  marbles(({ cold, expectObservable, expectSubscriptions }) => {
+    const source = cold('-')
+    expectObservable(source.pipe(drain(new FakeQueue(3), ample))).toBe('-')
+    expectSubscriptions(source.subscriptions).toBe('^')
+  }),
+)
+
+test(
+  'drain: completes with an empty source and takes nothing',
+  marbles(({ cold, expectObservable, expectSubscriptions }) => {
+    const source = cold('|')
+    expectObservable(source.pipe(drain(new FakeQueue(3), ample))).toBe('|')
+    expectSubscriptions(source.subscriptions).toBe('(^!)')
+  }),
+)
+
+test(
+  'drain: one wake takes batches until the queue is armed',
+  marbles(({ cold, expectObservable, expectSubscriptions }) => {
+    const source = cold('--a---|')
+    const queue = new FakeQueue(6)
+    const batchCounts = source.pipe(drain(queue, ample), counted)
+    expectObservable(batchCounts).toBe('--(bc)|', { b: 4, c: 2 })
+    expectSubscriptions(source.subscriptions).toBe('^-----!')
+  }),
+)
+
+test(
+  'drain: a wake on an empty ring emits nothing and arms the queue',
+  marbles(({ cold, expectObservable, flush }) => {
+    const queue = new FakeQueue(0)
+    expectObservable(cold('a-a|').pipe(drain(queue, ample))).toBe('---|')
+    flush()
+    if (!queue.armed) throw new Error('the queue sleeps without having asked for kicks')
+  }),
+)
+
+test(
+  'drain: passes the error of its source on',
+  marbles(({ cold, expectObservable, expectSubscriptions }) => {
+    const source = cold('-#')
+    expectObservable(source.pipe(drain(new FakeQueue(3), ample))).toBe('-#')
+    expectSubscriptions(source.subscriptions).toBe('^!')
+  }),
+)
+
+test(
+  'drain: an endless source is left when the consumer has enough',
+  marbles(({ hot, expectObservable, expectSubscriptions }) => {
+    const source = hot('-a-a-a-a-a')
+    const queue = new FakeQueue(1)
+    expectObservable(source.pipe(drain(queue, ample), counted), '---!').toBe('-a', { a: 1 })
+    expectSubscriptions(source.subscriptions).toBe('^--!')
+  }),
+)
+
+test(
+  'drain: a broken queue errors the stream and leaves the source',
+  marbles(({ hot, expectObservable, expectSubscriptions }) => {
+    const source = hot('-a-a')
+    const queue = new FakeQueue(1)
+    const broken = new HushringError('ERR_RING_AVAIL_INDEX')
+    queue.take = () => {
+      throw broken
+    }
+    expectObservable(source.pipe(drain(queue, ample))).toBe('-#', undefined, broken)
+    expectSubscriptions(source.subscriptions).toBe('^!')
+  }),
+)
+
+test(
+  'drain: out of budget, it continues by itself on a later turn without any kick',
+  marbles(({ cold, expectObservable, scheduler }) => {
+    const queue = new FakeQueue(5)
+    const later = { now: () => scheduler.now(), schedule: delayed(scheduler, 10) }
+    const counts = cold('a---').pipe(
+      drain(queue, { creditCountMax: 1000, budgetCountMax: 2, scheduler: later }),
+      counted,
+    )
+    expectObservable(counts).toBe('a 9ms a 9ms b', { a: 2, b: 1 })
+  }),
+)
+
+test(
+  'drain: a consumer that unsubscribes cancels the continuation',
+  marbles(({ cold, expectObservable, scheduler, flush }) => {
+    const queue = new FakeQueue(5)
+    const later = { now: () => scheduler.now(), schedule: delayed(scheduler, 10) }
+    const counts = cold('a').pipe(
+      drain(queue, { creditCountMax: 1000, budgetCountMax: 2, scheduler: later }),
+      counted,
+    )
+    expectObservable(counts, '-----!').toBe('a', { a: 2 })
+    flush()
+    if (queue.visibleCount !== 3) throw new Error('it went on taking after it was left')
+  }),
+)
+
+test('drain: a driver that offers nothing but malformed chains uses the budget up too', (t) => {
+  const queue = new FakeQueue(1)
+  let looks = 0
+  queue.take = () => {
+    looks++
+    return new Batch()
+  }
+  queue.rearm = () => {
+    queue.more = true
+  }
+  const later = { now: () => 0, schedule: () => new Subscription() }
+  of(undefined)
+    .pipe(drain(queue, { creditCountMax: 9, budgetCountMax: 5, scheduler: later }))
+    .subscribe()
+  t.is(looks, 5)
+})
+
+test('drain: out of credits, it takes nothing and leaves kicks suppressed until somebody wakes it', (t) => {
+  const queue = new FakeQueue(10)
+  const wakes = new Subject<void>()
+  const counts: number[] = []
+  wakes
+    .pipe(drain(queue, { creditCountMax: 3, budgetCountMax: 1000 }))
+    .subscribe((batch) => counts.push(batch.count))
+  wakes.next()
+  t.deepEqual(counts, [3])
+  t.false(queue.armed)
+  wakes.next()
+  t.deepEqual(counts, [3])
+  queue.inFlightCount = 1
+  wakes.next()
+  t.deepEqual(counts, [3, 2])
+})
+
+test('drain: a wake from inside the handling of a batch is not a second drain', (t) => {
+  const queue = new FakeQueue(6)
+  const wakes = new Subject<void>()
+  let depth = 0
+  wakes.pipe(drain(queue, ample)).subscribe(() => {
+    t.is(depth++, 0)
+    wakes.next()
+    depth--
+  })
+  wakes.next()
+  t.is(queue.inFlightCount, 6)
+  t.true(queue.armed)
+})
+
+test('drain: a source that completes while a batch is handled completes after that batch, without another', (t) => {
+  const queue = new FakeQueue(6)
+  const wakes = new Subject<void>()
+  const seen: (number | string)[] = []
+  wakes.pipe(drain(queue, ample)).subscribe({
+    next: (batch) => {
+      wakes.complete()
+      seen.push(batch.count)
+    },
+    complete: () => seen.push('complete'),
+  })
+  wakes.next()
+  t.deepEqual(seen, [4, 'complete'])
+})
+
+test('drain: the consumer that re-armed the queue spares drain the call', (t) => {
+  const queue = new FakeQueue(2)
+  of(undefined)
+    .pipe(drain(queue, ample))
+    .subscribe(() => queue.rearm())
+  t.is(queue.rearmCount, 1)
+})
+
+// ---- answer -----------------------------------------------------------------------------------------------
+
+function batchOf(count: number): Batch {
+  const batch = new Batch()
+  batch.count = count
+  for (let index = 0; index < count; index++) batch.requests[index] = new RingRequest(0)
+  return batch
+}
+
+const noDeadline = { timeoutMs: 0 }
+
+test(
+  'answer: never, empty and error of the source pass through',
+  marbles(({ cold, expectObservable, expectSubscriptions }) => {
+    const run = (source: ReturnType<typeof cold>) =>
+      (source as unknown as Observable<Batch>).pipe(answer(new FakeQueue(), (io) => io.ok(), noDeadline))
+    const never = cold('-')
+    const empty = cold('|')
+    const failing = cold('--#')
+    expectObservable(run(never)).toBe('-')
+    expectObservable(run(empty)).toBe('|')
+    expectObservable(run(failing)).toBe('--#')
+    expectSubscriptions(never.subscriptions).toBe('^')
+    expectSubscriptions(empty.subscriptions).toBe('(^!)')
+    expectSubscriptions(failing.subscriptions).toBe('^-!')
+  }),
+)
+
+test(
+  'answer: synchronous answers of one batch are one value',
+  marbles(({ cold, expectObservable }) => {
+    const source = cold('-a-b|', { a: batchOf(1), b: batchOf(3) })
+    expectObservable(source.pipe(answer(new FakeQueue(), (io) => io.ok(), noDeadline))).toBe('-a-b|', {
+      a: 1,
+      b: 3,
+    })
+  }),
+)
+
+test(
+  'answer: late answers come one by one, and the source may complete before them',
+  marbles(({ cold, expectObservable, expectSubscriptions }) => {
+    const source = cold('-a|', { a: batchOf(2) })
+    const delays = ['--x', '----x|']
+    const handler = (io: RingRequest): Answer => cold(delays.shift()!, { x: io.ok() })
+    expectObservable(source.pipe(answer(new FakeQueue(), handler, noDeadline))).toBe('---1-(1|)', { 1: 1 })
+    expectSubscriptions(source.subscriptions).toBe('^-!')
+  }),
+)
+
+test(
+  'answer: the first value of an endless observable is the answer, and it is left then',
+  marbles(({ cold, expectObservable, expectSubscriptions }) => {
+    const source = cold('a|', { a: batchOf(1) })
+    const endless = cold('--x-x-x', { x: new RingRequest(0).ok() })
+    expectObservable(source.pipe(answer(new FakeQueue(), () => endless, noDeadline))).toBe('--(1|)', { 1: 1 })
+    expectSubscriptions(endless.subscriptions).toBe('^-!')
+  }),
+)
+
+test(
+  'answer: the deadline answers for a handler that never settles, and only once',
+  marbles(({ cold, expectObservable, scheduler, flush }) => {
+    const source = cold('a 4ms a', { a: batchOf(1) })
+    const queue = new FakeQueue()
+    const answered = source.pipe(answer(queue, () => NEVER, { timeoutMs: 20, scheduler }))
+    expectObservable(answered).toBe('20ms 1 4ms 1', { 1: 1 })
+    flush()
+    const codes = queue.recorded.map(
+      ({ completion }) => completion.result === 'failed' && completion.error.code,
+    )
+    if (codes.join() !== 'ERR_HANDLER_TIMEOUT,ERR_HANDLER_TIMEOUT') throw new Error(codes.join())
+  }),
+)
+
+test(
+  'answer: giving up fails everything in flight at that moment',
+  marbles(({ cold, hot, expectObservable, flush }) => {
+    const queue = new FakeQueue()
+    const giveUp = hot<HushringError>('---x', { x: new HushringError('ERR_REQUEST_ABORTED') })
+    const source = cold('a|', { a: batchOf(2) })
+    const answered = source.pipe(answer(queue, () => NEVER, { timeoutMs: 0, giveUp }))
+    expectObservable(answered).toBe('---(11|)', { 1: 1 })
+    flush()
+    if (!queue.recorded.every(({ request }) => request.signal.aborted))
+      throw new Error('a signal did not fire')
+  }),
+)
+
+test('answer: when it is left, signals fire, nothing more is recorded and the deadline is cancelled', async (t) => {
+  const queue = new FakeQueue()
+  const requests: RingRequest[] = []
+  let settle = (_completion: Completion): void => {}
+  const subscription = of(batchOf(1))
+    .pipe(
+      answer(
+        queue,
+        (io) => {
+          requests.push(io)
+          return new Promise<Completion>((resolve) => {
+            settle = resolve
+          })
+        },
+        { timeoutMs: 1000 },
+      ),
+    )
+    .subscribe(() => t.fail())
+  subscription.unsubscribe()
+  t.true(requests[0]!.signal.aborted)
+  settle(requests[0]!.ok())
+  await Promise.resolve()
+  t.is(queue.recorded.length, 0)
+})
+
+const failure = test.macro({
+  exec(t, handler: (io: RingRequest) => unknown, code: string) {
+    const queue = new FakeQueue()
+    const failed: string[] = []
+    const counts: number[] = []
+    return new Promise<void>((resolve) => {
+      of(batchOf(1))
+        .pipe(
+          answer(queue, handler as (io: RingRequest) => Answer, {
+            timeoutMs: 0,
+            onFailure: (_request, error) => failed.push(error.code),
+          }),
+        )
+        .subscribe({ next: (count) => counts.push(count), complete: resolve })
+    }).then(() => {
+      t.deepEqual(counts, [1])
+      t.deepEqual(failed, [code])
+      t.is(queue.recorded.length, 1)
+    })
+  },
+  title: (provided) => `answer: a handler that ${provided} yields exactly one failed completion`,
+})
+
+const boom = new Error('boom')
+test(
+  'throws',
+  failure,
+  () => {
+    throw boom
+  },
+  'ERR_HANDLER_THREW',
+)
+test('rejects', failure, () => Promise.reject(boom), 'ERR_HANDLER_THREW')
+test('errors its observable', failure, () => throwError(() => boom), 'ERR_HANDLER_THREW')
+test('ends its observable without a value', failure, () => EMPTY, 'ERR_HANDLER_ANSWER')
+test('returns nothing', failure, () => undefined, 'ERR_HANDLER_ANSWER')
+test('returns null', failure, () => null, 'ERR_HANDLER_ANSWER')
+test(
+  'returns an object of the right shape that no request made',
+  failure,
+  () => ({ result: 'ok' }),
+  'ERR_HANDLER_ANSWER',
+)
+test('resolves with nonsense', failure, () => Promise.resolve(7), 'ERR_HANDLER_ANSWER')
+test(
+  'has a then that throws',
+  failure,
+  () => ({
+    // biome-ignore lint/suspicious/noThenProperty: a hostile thenable is the subject of this test.
+    then() {
+      throw boom
+    },
+  }),
+  'ERR_HANDLER_THREW',
+)
+test(
+  'reports more bytes than there is room for',
+  failure,
+  (io: RingRequest) => io.ok(1),
+  'ERR_HANDLER_ANSWER',
+)
+test('reports a negative number of bytes', failure, (io: RingRequest) => io.ok(-1), 'ERR_HANDLER_ANSWER')
+test('answers with a failure', failure, (io: RingRequest) => io.fail(boom), 'ERR_STORE_IO')
+
+test('answer: a thenable that settles twice is one completion, and the second is counted', (t) => {
+  const queue = new FakeQueue()
+  let lateCount = 0
+  const twice = (io: RingRequest): unknown => ({
+    // biome-ignore lint/suspicious/noThenProperty: a hostile thenable is the subject of this test.
+    then(resolve: (completion: Completion) => void) {
+      resolve(io.ok())
+      resolve(io.ok())
+    },
+  })
+  of(batchOf(1))
+    .pipe(answer(queue, twice as never, { timeoutMs: 0, onLateAnswer: () => lateCount++ }))
+    .subscribe()
+  t.is(queue.recorded.length, 1)
+  t.is(lateCount, 1)
+})
+
+test('answer: memory stays pinned from the call until the handler settles, not until the deadline', async (t) => {
+  let pins = 0
+  const batch = batchOf(1)
+  batch.requests[0]!.memory = { pin: () => pins++, unpin: () => pins-- }
+  let settle = (_completion: Completion): void => {}
+  const giveUp = new Subject<HushringError>()
+  of(batch)
+    .pipe(
+      answer(
+        new FakeQueue(),
+        () =>
+          new Promise<Completion>((resolve) => {
+            settle = resolve
+          }),
+        { timeoutMs: 0, giveUp },
+      ),
+    )
+    .subscribe()
+  t.is(pins, 1)
+  giveUp.next(new HushringError('ERR_REQUEST_ABORTED'))
+  t.is(pins, 1)
+  settle(batch.requests[0]!.ok())
+  await Promise.resolve()
+  t.is(pins, 0)
+})
+
+test('answer: only synchronously answered request objects are reused', (t) => {
+  const queue = new FakeQueue()
+  const answers: ((io: RingRequest) => Answer)[] = [
+    (io) => io.ok(),
+    (io) => Promise.resolve(io.ok()),
+    (io) => of(io.ok()),
+  ]
+  of(batchOf(3))
+    .pipe(answer(queue, (io) => answers.shift()!(io), noDeadline))
+    .subscribe()
+  t.is(queue.recycledCount, 1)
+})
+
+// ---- gather -----------------------------------------------------------------------------------------------
+
+const counts = { 1: 1, 2: 2, 3: 3, 4: 4, 5: 5 }
+
+test(
+  'gather: never, empty and error of the source pass through',
+  marbles(({ cold, expectObservable, expectSubscriptions }) => {
+    const options = { policy: immediate(), inFlightCount: () => 9 }
+    for (const [marble, subscription] of [
+      ['-', '^'],
+      ['|', '(^!)'],
+      ['--#', '^-!'],
+    ] as const) {
+      const source = cold<number>(marble)
+      expectObservable(source.pipe(gather(options))).toBe(marble)
+      expectSubscriptions(source.subscriptions).toBe(subscription)
+    }
+  }),
+)
+
+test(
+  'gather: immediate passes each count on at once',
+  marbles(({ cold, expectObservable }) => {
+    const options = { policy: immediate(), inFlightCount: () => 9 }
+    expectObservable(cold('1-2-(31)|', counts).pipe(gather(options))).toBe('1-2-(31)|', counts)
+  }),
+)
+
+test(
+  'gather: coalesce publishes a full group early and a partial one at its deadline',
+  marbles(({ cold, expectObservable, scheduler }) => {
+    const policy = coalesce({ countMax: 3, holdMicrosMax: 5000 })
+    const source = cold('1-1-1---1------|', counts)
+    // The deadline counts from the first answer of a group: 8 + 5 ms.
+    expectObservable(source.pipe(gather({ policy, inFlightCount: () => 9, scheduler }))).toBe(
+      '----3--------1-|',
+      counts,
+    )
+  }),
+)
+
+test(
+  'gather: later answers never push the deadline back',
+  marbles(({ cold, expectObservable, scheduler }) => {
+    const policy = coalesce({ countMax: 99, holdMicrosMax: 4000 })
+    const source = cold('11111-----|', counts)
+    expectObservable(source.pipe(gather({ policy, inFlightCount: () => 9, scheduler }))).toBe(
+      '----5-----|',
+      counts,
+    )
+  }),
+)
+
+test(
+  'gather: the last answer in flight goes out at once',
+  marbles(({ cold, expectObservable, scheduler }) => {
+    const policy = coalesce({ countMax: 99, holdMicrosMax: 5000 })
+    let inFlight = 2
+    const source = cold('1-1|', counts)
+    const options = { policy, inFlightCount: () => inFlight, scheduler }
+    expectObservable(source.pipe(gather(options))).toBe('--2|', counts)
+    inFlight = 2
+  }),
+)
+
+test(
+  'gather: a completing source publishes what is held, then completes',
+  marbles(({ cold, expectObservable, expectSubscriptions, scheduler }) => {
+    const policy = coalesce({ countMax: 99, holdMicrosMax: 50_000 })
+    const source = cold('1-1-|', counts)
+    expectObservable(source.pipe(gather({ policy, inFlightCount: () => 9, scheduler }))).toBe(
+      '----(2|)',
+      counts,
+    )
+    expectSubscriptions(source.subscriptions).toBe('^---!')
+  }),
+)
+
+test(
+  'gather: a failing source publishes what is held, then fails',
+  marbles(({ cold, expectObservable, scheduler }) => {
+    const policy = coalesce({ countMax: 99, holdMicrosMax: 50_000 })
+    const options = { policy, inFlightCount: () => 9, scheduler }
+    expectObservable(cold('1-1-#', counts).pipe(gather(options))).toBe('----(2#)', counts)
+  }),
+)
+
+test(
+  'gather: left early, it cancels its deadline',
+  marbles(({ cold, expectObservable, expectSubscriptions, scheduler }) => {
+    const policy = coalesce({ countMax: 99, holdMicrosMax: 5000 })
+    const source = cold('1-------', counts)
+    expectObservable(source.pipe(gather({ policy, inFlightCount: () => 9, scheduler })), '---!').toBe('-')
+    expectSubscriptions(source.subscriptions).toBe('^--!')
+  }),
+)
+
+test(
+  'gather: the soonest of two policies decides',
+  marbles(({ cold, expectObservable, scheduler }) => {
+    const policy = soonest(
+      coalesce({ countMax: 2, holdMicrosMax: 9000 }),
+      coalesce({ countMax: 9, holdMicrosMax: 3000 }),
+    )
+    const options = { policy, inFlightCount: () => 9, scheduler }
+    expectObservable(cold('1-1--1-----|', counts).pipe(gather(options))).toBe('--2-----1--|', counts)
+  }),
+)
+
+test('policies: adaptive lets a lone answer go and gathers a crowd until the end of the turn', (t) => {
+  const policy = adaptive()
+  t.is(policy({ readyCount: 1, unansweredCount: 0 }), 'now')
+  t.is(policy({ readyCount: 1, unansweredCount: 5 }), 'turn')
+  t.is(policy({ readyCount: 64, unansweredCount: 5 }), 'now')
+})
+
+const refused = test.macro({
+  exec(t, options: { countMax: number; holdMicrosMax: number }, name: string) {
+    t.throws(() => coalesce(options), { instanceOf: RangeError, message: new RegExp(`\`${name}\``) })
+  },
+  title: (_provided, options) => `policies: coalesce refuses ${JSON.stringify(options)}`,
+})
+test(refused, { countMax: 0, holdMicrosMax: 1 }, 'countMax')
+test(refused, { countMax: 1.5, holdMicrosMax: 1 }, 'countMax')
+test(refused, { countMax: 1, holdMicrosMax: -1 }, 'holdMicrosMax')
+test(refused, { countMax: 1, holdMicrosMax: Number.NaN }, 'holdMicrosMax')
+
+// ---- the spine --------------------------------------------------------------------------------------------
+
+const spine = {
+  suppression: immediate(),
+  creditCountMax: 1000,
+  budgetCountMax: 1000,
+  requestTimeoutMs: 0,
+}
+
+test('serveQueue: looks at the ring when it is subscribed to, without any kick', (t) => {
+  const queue = new FakeQueue(3)
+  serveQueue(queue, NEVER, (io) => io.ok(), spine).subscribe()
+  t.is(queue.publishedCount, 3)
+  t.true(queue.armed)
+})
+
+test('serveQueue: a batch of synchronous answers is one take and one publish that re-arms', (t) => {
+  const queue = new FakeQueue(4)
+  serveQueue(queue, NEVER, (io) => io.ok(), spine).subscribe()
+  t.deepEqual(queue.takenCounts, [4])
+  t.is(queue.rearmCount, 1)
+})
+
+test('serveQueue: credits that come back wake the drain, so that no visible request is left behind', async (t) => {
+  const queue = new FakeQueue(50)
+  const handler = (io: RingRequest): Answer => Promise.resolve().then(() => io.ok())
+  serveQueue(queue, NEVER, handler, { ...spine, creditCountMax: 3 }).subscribe()
+  await new Promise((resolve) => setTimeout(resolve, 20))
+  t.is(queue.publishedCount, 50)
+  t.true(queue.armed)
+})
+
+test('serveQueue: completing the kicks drains: nothing more is taken, everything taken is published', async (t) => {
+  const queue = new FakeQueue(2)
+  const kicks = new Subject<void>()
+  const settle: (() => void)[] = []
+  const handler = (io: RingRequest): Answer => new Promise((resolve) => settle.push(() => resolve(io.ok())))
+  let completed = false
+  serveQueue(queue, kicks, handler, spine).subscribe({
+    complete: () => {
+      completed = true
+    },
+  })
+  kicks.complete()
+  queue.visibleCount = 5
+  t.false(completed)
+  for (const one of settle) one()
+  await new Promise((resolve) => setImmediate(resolve))
+  t.true(completed)
+  t.is(queue.publishedCount, 2)
+  t.is(queue.visibleCount, 5)
+})
+
+test('serveQueue: a handler that stops its own queue is still answered and published', (t) => {
+  const queue = new FakeQueue(1)
+  const kicks = new Subject<void>()
+  const handler = (io: RingRequest): Answer => {
+    kicks.complete()
+    return io.ok()
+  }
+  let completed = false
+  serveQueue(queue, kicks, handler, spine).subscribe({
+    complete: () => {
+      completed = true
+    },
+  })
+  t.is(queue.publishedCount, 1)
+  t.true(completed)
+})
+
+test('serveQueue: without the waker of the spine the same load is left behind, which the tests above would see', async (t) => {
+  const queue = new FakeQueue(50)
+  const handler = (io: RingRequest): Answer => Promise.resolve().then(() => io.ok())
+  of(undefined)
+    .pipe(drain(queue, { ...ample, creditCountMax: 3 }), answer(queue, handler, noDeadline))
+    .subscribe(() => queue.publish())
+  await new Promise((resolve) => setTimeout(resolve, 20))
+  t.true(queue.publishedCount < 50)
+})
+
+function counted(batches: Observable<Batch>): Observable<number> {
+  return new Observable((subscriber) =>
+    batches.subscribe({
+      next: (batch) => subscriber.next(batch.count),
+      error: (error) => subscriber.error(error),
+      complete: () => subscriber.complete(),
+    }),
+  )
+}
+
+function delayed(scheduler: TestScheduler, delayMs: number): TestScheduler['schedule'] {
+  return ((work, _delay, state) =>
+    scheduler.schedule(
+      function (this, value) {
+        work.call(this as never, value)
+      },
+      delayMs,
+      state,
+    )) as TestScheduler['schedule']
+}
