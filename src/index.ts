@@ -1,0 +1,32 @@
+export {
+  ERROR_CODES,
+  type ErrorCode,
+  type ErrorDescription,
+  type ErrorFamily,
+  HushringError,
+} from './errors.ts'
+export * from './handlers/index.ts'
+export {
+  adaptive,
+  type CoalesceOptions,
+  coalesce,
+  type Hold,
+  immediate,
+  type Load,
+  type SuppressionPolicy,
+  soonest,
+} from './notify/suppression.ts'
+export type { Logger } from './transport/logger.ts'
+export {
+  type LoadOptions,
+  type LoadResult,
+  Loopback,
+  type LoopbackEvents,
+  type LoopbackOptions,
+  loopback,
+  type NotificationMode,
+} from './transport/loopback.ts'
+export type { ServeOptions } from './transport/options.ts'
+export type { TransportStats } from './transport/stats.ts'
+export * from './transport/vhost-user/index.ts'
+export { GiB, KiB, MiB } from './units.ts'

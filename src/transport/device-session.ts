@@ -1,0 +1,206 @@
+import { HushringError } from '../errors.ts'
+import { asVirtioDevice } from '../handlers/as-virtio-device.ts'
+import type { Device, VirtioDevice } from '../handlers/device.ts'
+import type { DriverMemory, RegionDescription } from '../ring/memory.ts'
+import type { RingRequest } from '../ring/request.ts'
+import { MemoryTable, type RegionIdentity } from './memory-table.ts'
+import type { ResolvedServeOptions } from './options.ts'
+import { QueueController, type QueueHost } from './queue-controller.ts'
+import { addStats, BlockTally, NO_STATS, type TransportStats } from './stats.ts'
+
+export type { RegionDescription } from '../ring/memory.ts'
+export { QueueController } from './queue-controller.ts'
+
+const VERSION_1 = 1n << 32n
+const EVENT_IDX = 1n << 29n
+const INDIRECT_DESC = 1n << 28n
+
+/** What a session tells the transport it belongs to. */
+export interface DeviceSessionEvents {
+  /** The driver broke a queue. The others run on. */
+  onDegraded?(error: HushringError): void
+}
+
+/**
+ * One driver's connection to a device, whatever the transport: the features it accepted, its memory and its
+ * queues. Wrong input from the driver is thrown as a {@link HushringError} of the family `peer`.
+ */
+export class DeviceSession implements QueueHost {
+  readonly device: VirtioDevice
+  readonly options: ResolvedServeOptions
+  /** Number of virtqueues offered. */
+  readonly queueCount: number
+  /** Every feature bit offered: those of the device and of the ring. */
+  readonly offeredFeatures: bigint
+  readonly #queues: readonly QueueController[]
+  readonly #memoryTable = new MemoryTable()
+  readonly #tally = new BlockTally()
+  readonly #events: DeviceSessionEvents
+  readonly #watchdog: NodeJS.Timeout | undefined
+  #features = 0n
+  #errors = 0
+  #brokenQueues = 0
+  #lostNotifications = 0
+  #closed = false
+
+  /** @param device borrowed; the session never closes it */
+  constructor(device: Device, options: ResolvedServeOptions, events: DeviceSessionEvents = {}) {
+    this.device = asVirtioDevice(device.kind === 'block' ? device.wrap(this.#tally.layer) : device)
+    this.options = options
+    this.#events = events
+    this.queueCount = Math.min(options.queueCountMax, this.device.queueCountMax)
+    this.offeredFeatures =
+      this.device.features |
+      VERSION_1 |
+      (options.eventIdx ? EVENT_IDX : 0n) |
+      (options.indirect ? INDIRECT_DESC : 0n)
+    this.#queues = Array.from({ length: this.queueCount }, (_, index) => new QueueController(index, this))
+    if (options.watchdogMs > 0) {
+      this.#watchdog = setInterval(() => this.#look(), options.watchdogMs).unref()
+    }
+  }
+
+  get features(): bigint {
+    return this.#features
+  }
+
+  get memory(): DriverMemory {
+    return this.#memoryTable.memory
+  }
+
+  get queueSizeMax(): number {
+    return this.options.queueSizeMax
+  }
+
+  /** Throws `ERR_VHOST_FEATURES` for a bit that was not offered, `ERR_VHOST_ORDER` while a queue runs with others. */
+  setFeatures(features: bigint): void {
+    const unknown = features & ~this.offeredFeatures
+    if (unknown !== 0n) {
+      throw new HushringError('ERR_VHOST_FEATURES', `feature bits 0x${unknown.toString(16)} were not offered`)
+    }
+    if (features !== this.#features && this.#queues.some((queue) => queue.running)) {
+      throw new HushringError('ERR_VHOST_ORDER', 'features cannot change while a queue runs')
+    }
+    this.#features = features
+  }
+
+  /**
+   * Replaces the memory table; running queues follow, and requests in flight keep the old maps until they settle.
+   * Takes the file descriptors over. Throws `ERR_MEMORY_REGION`; then the old table stays.
+   */
+  setMemory(regions: readonly RegionDescription[]): void {
+    this.#memoryTable.replace(regions)
+    this.#useNewMemory()
+  }
+
+  /** Adds one region; see {@link setMemory}. */
+  addRegion(region: RegionDescription): void {
+    this.#memoryTable.add(region)
+    this.#useNewMemory()
+  }
+
+  /** Removes the region with these addresses and size; see {@link setMemory}. */
+  removeRegion(region: RegionIdentity): void {
+    this.#memoryTable.remove(region)
+    this.#useNewMemory()
+  }
+
+  #useNewMemory(): void {
+    for (const queue of this.#queues) queue.useNewMemory()
+  }
+
+  /** Throws `ERR_VHOST_QUEUE_INDEX` for a queue the device does not have. */
+  queue(index: number): QueueController {
+    const queue = this.#queues[index]
+    if (queue === undefined) {
+      throw new HushringError(
+        'ERR_VHOST_QUEUE_INDEX',
+        `queue ${index} does not exist; there are ${this.queueCount}`,
+      )
+    }
+    return queue
+  }
+
+  /** The device configuration space; a fresh copy. */
+  config(): Uint8Array {
+    return this.device.config(this.queueCount)
+  }
+
+  /** A driver's write to the configuration space; false when those bytes are read-only. */
+  writeConfig(offsetBytes: number, bytes: Uint8Array): boolean {
+    return this.device.writeConfig(offsetBytes, bytes)
+  }
+
+  /** The device as it was when the driver came: queues stopped and forgotten, features dropped. Memory stays. */
+  async reset(): Promise<void> {
+    for (const queue of this.#queues) queue.reset()
+    this.#features = 0n
+  }
+
+  /** Takes nothing more and answers what is in flight, as {@link QueueController.stop} does for each queue. */
+  async drain(): Promise<void> {
+    await Promise.all(this.#queues.map((queue) => queue.stop()))
+  }
+
+  /**
+   * The driver is gone: aborts what is in flight, closes every file descriptor, and unmaps the memory as soon as no
+   * handler uses it. Calling it again does nothing.
+   */
+  async close(): Promise<void> {
+    if (this.#closed) return
+    this.#closed = true
+    clearInterval(this.#watchdog)
+    for (const queue of this.#queues) queue.close()
+    this.#memoryTable.close()
+  }
+
+  /** Counts since the session began. `connections` is 0: the transport knows those. */
+  statsSnapshot(): TransportStats {
+    let stats: TransportStats = {
+      ...NO_STATS,
+      reads: this.#tally.reads,
+      writes: this.#tally.writes,
+      flushes: this.#tally.flushes,
+      bytesRead: this.#tally.bytesRead,
+      bytesWritten: this.#tally.bytesWritten,
+      errors: this.#errors,
+      brokenQueues: this.#brokenQueues,
+      lostNotifications: this.#lostNotifications,
+    }
+    for (const queue of this.#queues) {
+      const { requests, kicks, signals, suppressed, batches, malformedChains, nativeCalls, inFlight } =
+        queue.counts()
+      stats = addStats(stats, {
+        ...NO_STATS,
+        requests,
+        kicks,
+        signals,
+        suppressed,
+        batches,
+        malformedChains,
+        nativeCalls,
+        inFlight,
+      })
+    }
+    return stats
+  }
+
+  onBroken(queue: QueueController, error: HushringError): void {
+    this.#brokenQueues++
+    this.options.logger.error(`queue ${queue.index} is broken: ${error.code}: ${error.message}`)
+    this.#events.onDegraded?.(error)
+  }
+
+  onFailure(request: RingRequest, error: HushringError): void {
+    this.#errors++
+    this.options.logger.debug(`queue ${request.queueIndex}: request failed: ${error.code}: ${error.message}`)
+  }
+
+  #look(): void {
+    for (const queue of this.#queues) {
+      if (!queue.findLostWakeUp()) continue
+      this.#lostNotifications++
+      this.options.logger.error(`queue ${queue.index}: a wake-up was lost; the watchdog woke the queue`)
+    }
+  }
+}

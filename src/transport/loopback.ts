@@ -1,0 +1,382 @@
+import { EventEmitter } from 'eventemitter3'
+import { interval, map, type Observable } from 'rxjs'
+import { HushringError, optionTypeError } from '../errors.ts'
+import type { Device } from '../handlers/device.ts'
+import { DriverCounter, type NativeDriverThread, native } from '../native.ts'
+import { booleanOf, integerIn, refuseUnknownOptions } from '../options.ts'
+import { SharedMemory } from '../testing/shared-memory.ts'
+import { type Piece, SplitDriver } from '../testing/split-driver.ts'
+import { DeviceSession, type RegionDescription } from './device-session.ts'
+import { resolveServeOptions, SERVE_OPTION_NAMES, type ServeOptions } from './options.ts'
+import type { RingAddresses } from './queue-controller.ts'
+import type { TransportStats } from './stats.ts'
+
+/**
+ * How driver and device keep each other from being woken: not at all, by the flags of the rings, or by event
+ * indices (VIRTIO_F_EVENT_IDX).
+ */
+export type NotificationMode = 'none' | 'flags' | 'event-idx'
+
+/** Options of {@link loopback.connect}. */
+export interface LoopbackOptions extends ServeOptions {
+  /** The device to serve; borrowed. Loads need a disk. */
+  readonly device: Device
+  /** Default `event-idx`. */
+  readonly notification?: NotificationMode
+  /** Entries of the ring: a power of two, 4 to 32768. Default 256. */
+  readonly queueSize?: number
+}
+
+/** A load of block requests of one size at random places; see {@link Loopback.runLoad}. */
+export interface LoadOptions {
+  /** Requests in flight, 1 to 256 and at most what the ring holds. Default 32. */
+  readonly queueDepth?: number
+  /** Ends the load after so many ms; default 1000. 0: only by count. */
+  readonly durationMs?: number
+  /** Ends the load after so many requests; default 0: only by time. */
+  readonly requestCountMax?: number
+  /** Bytes a request, a multiple of 512. Default 4096. */
+  readonly blockBytes?: number
+  /** Share of writes, 0 to 100. Default 0. */
+  readonly writePercent?: number
+  /** Checks every byte read against what was written last. Default true. */
+  readonly verify?: boolean
+  /** Seed of the places and the data. Default 1. */
+  readonly seed?: number
+  /** Called about ten times a second. */
+  readonly onProgress?: (progress: { readonly requests: number; readonly elapsedMs: number }) => void
+}
+
+/** What a load measured, as its driver saw it. */
+export interface LoadResult {
+  readonly requests: number
+  readonly elapsedMs: number
+  readonly iops: number
+  readonly p50Micros: number
+  readonly p99Micros: number
+  /** Kick eventfd writes by the driver, and decisions of the driver to stay silent. */
+  readonly kicks: number
+  readonly kicksSuppressed: number
+  /** Call eventfd writes by the device, and decisions of the device to stay silent. */
+  readonly signals: number
+  readonly signalsSuppressed: number
+  /** Batches taken and calls into native code by the device. */
+  readonly batches: number
+  readonly nativeCalls: number
+  /** Wake-ups that never came, in either direction. */
+  readonly lostNotifications: number
+  readonly mismatchedBytes: number
+  readonly verifiedBytes: number
+  readonly failedRequests: number
+}
+
+/** Lifecycle of a loopback. */
+export interface LoopbackEvents {
+  /** The driver broke a queue. */
+  degraded: [error: HushringError]
+  closed: []
+}
+
+const EVENT_IDX = 1n << 29n
+const INDIRECT_DESC = 1n << 28n
+const VERSION_1 = 1n << 32n
+const STALL_MS = 1000
+const RING_AND_BUFFERS_BYTES = 64 * 1024 * 1024
+
+/**
+ * A device and its driver in one process, over a real shared-memory ring and real eventfds: no root, no virtual
+ * machine. The driver runs on a thread of its own. For trying things, for tests and for measurements.
+ */
+export class Loopback extends EventEmitter<LoopbackEvents> {
+  readonly #session: DeviceSession
+  readonly #notification: NotificationMode
+  readonly #queueSize: number
+  #driver: NativeDriverThread | undefined
+  #requester: Requester | undefined
+  #loading = false
+  #closed = false
+
+  /** @internal Use {@link loopback.connect}. */
+  constructor(options: LoopbackOptions) {
+    super()
+    const { device, notification = 'event-idx', queueSize = 256, ...serve } = options
+    this.#notification = notification
+    this.#queueSize = queueSize
+    const resolved = resolveServeOptions({
+      watchdogMs: STALL_MS / 4,
+      ...serve,
+      queues: { countMax: 1, sizeMax: queueSize, ...serve.queues },
+    })
+    this.#session = new DeviceSession(device, resolved, {
+      onDegraded: (error) => this.emit('degraded', error),
+    })
+  }
+
+  /**
+   * Runs a load and resolves when every request is answered. One load at a time; the counts are those of this
+   * load alone. Rejects with `ERR_CLOSED` after {@link close}.
+   */
+  async runLoad(load: LoadOptions = {}): Promise<LoadResult> {
+    this.#throwIfBusy()
+    this.#loading = true
+    await this.#stopRequester()
+    const before = this.#session.statsSnapshot()
+    const driver = this.#startDriver(load)
+    this.#driver = driver
+    const progress = reportProgress(driver, load.onProgress)
+    try {
+      await new Promise<void>((resolve) => driver.run(resolve))
+      const after = this.#session.statsSnapshot()
+      return resultOf(driver, before, after)
+    } finally {
+      clearInterval(progress)
+      driver.close()
+      this.#driver = undefined
+      this.#loading = false
+      if (!this.#closed) await this.#session.queue(0).stop()
+    }
+  }
+
+  /**
+   * Makes one request, for experiments with devices of any kind: the driver's half runs on this thread. Requests may
+   * overlap; they may not overlap a load. Rejects with `ERR_CLOSED` after {@link close}.
+   *
+   * @param readable bytes for the device, at most 1 MiB; the header of the device's requests included
+   * @param writableBytes room for the device's answer, at most 1 MiB; its status byte included
+   * @returns a copy of the bytes that the device says it wrote
+   */
+  async request(readable: Uint8Array, writableBytes: number): Promise<Buffer> {
+    this.#throwIfBusy()
+    this.#requester ??= this.#startRequester()
+    return this.#requester.request(readable, writableBytes)
+  }
+
+  #throwIfBusy(): void {
+    if (this.#closed) throw new HushringError('ERR_CLOSED', 'the loopback was closed')
+    if (this.#loading) throw new HushringError('ERR_BUSY', 'a load is running')
+  }
+
+  #startRequester(): Requester {
+    const eventIdx = this.#notification === 'event-idx'
+    const requester = new Requester(this.#queueSize, eventIdx)
+    const { memory, driver } = requester
+    this.#startQueue(eventIdx, driver.addresses, {
+      kickFd: native.duplicateFd(driver.kickFd),
+      callFd: native.duplicateFd(driver.callFd),
+      memory: {
+        fd: native.duplicateFd(memory.fd),
+        guestAddress: memory.guestAddress,
+        userAddress: memory.userAddress,
+        sizeBytes: BigInt(memory.sizeBytes),
+        mmapOffsetBytes: 0n,
+      },
+    })
+    return requester
+  }
+
+  async #stopRequester(): Promise<void> {
+    const requester = this.#requester
+    if (requester === undefined) return
+    this.#requester = undefined
+    await this.#session.queue(0).stop()
+    requester.close()
+  }
+
+  #startDriver(load: LoadOptions): NativeDriverThread {
+    const { queueDepth = 32, blockBytes = 4096, durationMs = 1000, requestCountMax = 0, seed = 1 } = load
+    const capacityBytes = readCapacity(this.#session.config())
+    const memoryFd = native.memfdCreate('hushring-loopback', RING_AND_BUFFERS_BYTES, true)
+    const kickFd = native.eventfdCreate()
+    const callFd = native.eventfdCreate()
+    const eventIdx = this.#notification === 'event-idx'
+    const driver = native.startDriverThread({
+      memoryFd,
+      memoryBytes: RING_AND_BUFFERS_BYTES,
+      kickFd,
+      callFd,
+      queueSize: this.#queueSize,
+      eventIdx,
+      indirect: true,
+      suppress: this.#notification !== 'none',
+      queueDepth: integerIn('queueDepth', queueDepth, 1, 256),
+      requestCountMax: integerIn('requestCountMax', requestCountMax, 0, Number.MAX_SAFE_INTEGER),
+      durationMs: integerIn('durationMs', durationMs, 0, 24 * 60 * 60 * 1000),
+      blockBytes: integerIn('blockBytes', blockBytes, 512, 1024 * 1024),
+      capacityBytes,
+      writePercent: integerIn('writePercent', load.writePercent ?? 0, 0, 100),
+      verify: booleanOf('verify', load.verify ?? true),
+      seed: integerIn('seed', seed, 0, 0xffffffff),
+      stallMs: STALL_MS,
+    })
+    // The driver thread is closed before the session closes the descriptors that they share.
+    const { descriptorAddress, availableAddress, usedAddress } = driver
+    this.#startQueue(
+      eventIdx,
+      { descriptor: descriptorAddress, available: availableAddress, used: usedAddress },
+      {
+        kickFd,
+        callFd,
+        memory: {
+          fd: memoryFd,
+          guestAddress: 0n,
+          userAddress: 0n,
+          sizeBytes: BigInt(RING_AND_BUFFERS_BYTES),
+          mmapOffsetBytes: 0n,
+        },
+      },
+    )
+    return driver
+  }
+
+  /** Does what a front-end does to start its first queue. The session takes the descriptors over. */
+  #startQueue(
+    eventIdx: boolean,
+    addresses: RingAddresses,
+    shared: { readonly kickFd: number; readonly callFd: number; readonly memory: RegionDescription },
+  ): void {
+    this.#session.setFeatures(VERSION_1 | INDIRECT_DESC | (eventIdx ? EVENT_IDX : 0n))
+    this.#session.setMemory([shared.memory])
+    const queue = this.#session.queue(0)
+    queue.setSize(this.#queueSize)
+    queue.setBase(0)
+    queue.setAddresses(addresses)
+    queue.setCall(shared.callFd)
+    void queue.setEnabled(true)
+    queue.setKick(shared.kickFd)
+  }
+
+  /** Counts since the loopback was made. */
+  statsSnapshot(): TransportStats {
+    return { ...this.#session.statsSnapshot(), connections: 1 }
+  }
+
+  /**
+   * Counts at intervals. Each subscriber has its own clock; it ends with {@link close} or when unsubscribed.
+   *
+   * @param options `everyMs`: 10 or more; default 1000
+   */
+  stats(options: { readonly everyMs?: number } = {}): Observable<TransportStats> {
+    const everyMs = integerIn('everyMs', options.everyMs ?? 1000, 10, 24 * 60 * 60 * 1000)
+    return interval(everyMs).pipe(map(() => this.statsSnapshot()))
+  }
+
+  /** Stops a running load, drains, detaches, unmaps. Calling it again does nothing. */
+  async close(): Promise<void> {
+    if (this.#closed) return
+    this.#closed = true
+    this.#driver?.close()
+    await this.#session.drain()
+    this.#requester?.close()
+    await this.#session.close()
+    this.emit('closed')
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close()
+  }
+}
+
+/** Serves a device to a driver in this process; see {@link Loopback}. */
+export const loopback: {
+  /**
+   * @param options the device and how it is served
+   * @returns a connected loopback; close it when done
+   */
+  connect(options: LoopbackOptions): Promise<Loopback>
+} = {
+  async connect(options) {
+    refuseUnknownOptions(options, ['device', 'notification', 'queueSize', ...SERVE_OPTION_NAMES])
+    const { device, notification = 'event-idx', queueSize = 256 } = options
+    if (device?.kind !== 'block' && device?.kind !== 'virtio') {
+      throw optionTypeError('device', 'a device such as blockDevice({ … })', device)
+    }
+    if (!['none', 'flags', 'event-idx'].includes(notification)) {
+      throw optionTypeError('notification', "'none', 'flags' or 'event-idx'", notification)
+    }
+    integerIn('queueSize', queueSize, 4, 32768)
+    return new Loopback(options)
+  },
+}
+
+const REQUEST_BYTES_MAX = 1024 * 1024
+
+/** The driver's half on this thread, one pair of buffers a request in flight. */
+class Requester {
+  readonly memory: SharedMemory
+  readonly driver: SplitDriver
+  readonly #freeBuffers: number[] = []
+
+  constructor(queueSize: number, eventIdx: boolean) {
+    this.memory = new SharedMemory({ sizeBytes: RING_AND_BUFFERS_BYTES, sealed: true })
+    this.driver = new SplitDriver({ memory: this.memory, size: queueSize, eventIdx })
+  }
+
+  async request(readable: Uint8Array, writableBytes: number): Promise<Buffer> {
+    integerIn('readable.length', readable.length, 0, REQUEST_BYTES_MAX)
+    integerIn('writableBytes', writableBytes, readable.length === 0 ? 1 : 0, REQUEST_BYTES_MAX)
+    const { memory } = this
+    const readableAt = this.#freeBuffers.pop() ?? memory.allocate(2 * REQUEST_BYTES_MAX)
+    const writableAt = readableAt + REQUEST_BYTES_MAX
+    memory.bytes.set(readable, readableAt)
+    const pieces: Piece[] = [
+      { address: memory.guestAddressOf(readableAt), lengthBytes: readable.length, writable: false },
+      { address: memory.guestAddressOf(writableAt), lengthBytes: writableBytes, writable: true },
+    ]
+    const usedBytes = await this.driver.submit(pieces.filter(({ lengthBytes }) => lengthBytes > 0))
+    const answer = Buffer.from(
+      memory.bytes.subarray(writableAt, writableAt + Math.min(usedBytes, writableBytes)),
+    )
+    this.#freeBuffers.push(readableAt)
+    return answer
+  }
+
+  close(): void {
+    this.driver.close()
+    this.memory.close()
+  }
+}
+
+// virtio-blk: the capacity in sectors is the first field of the configuration space.
+function readCapacity(config: Uint8Array): number {
+  if (config.length < 8)
+    throw optionTypeError('device', 'a disk, because loads are made of block requests', 'another device')
+  return Number(Buffer.from(config).readBigUInt64LE(0)) * 512
+}
+
+function reportProgress(
+  driver: NativeDriverThread,
+  report: LoadOptions['onProgress'],
+): NodeJS.Timeout | undefined {
+  if (report === undefined) return undefined
+  const startMs = performance.now()
+  return setInterval(() => {
+    report({
+      requests: Number(driver.counters[DriverCounter.requests]!),
+      elapsedMs: performance.now() - startMs,
+    })
+  }, 100)
+}
+
+function resultOf(driver: NativeDriverThread, before: TransportStats, after: TransportStats): LoadResult {
+  const count = (index: number): number => Number(driver.counters[index]!)
+  const requests = count(DriverCounter.requests)
+  const elapsedMs = count(DriverCounter.elapsedNanos) / 1e6
+  const lostKicks = after.lostNotifications - before.lostNotifications
+  return {
+    requests,
+    elapsedMs,
+    iops: elapsedMs > 0 ? (requests / elapsedMs) * 1000 : 0,
+    p50Micros: driver.latencyNanos(0.5) / 1000,
+    p99Micros: driver.latencyNanos(0.99) / 1000,
+    kicks: count(DriverCounter.kicks),
+    kicksSuppressed: count(DriverCounter.kicksSuppressed),
+    signals: after.signals - before.signals,
+    signalsSuppressed: after.suppressed - before.suppressed,
+    batches: after.batches - before.batches,
+    nativeCalls: after.nativeCalls - before.nativeCalls,
+    lostNotifications: count(DriverCounter.lostSignals) + count(DriverCounter.stalls) + lostKicks,
+    mismatchedBytes: count(DriverCounter.mismatchedBytes),
+    verifiedBytes: count(DriverCounter.verifiedBytes),
+    failedRequests: count(DriverCounter.failedRequests),
+  }
+}

@@ -1,0 +1,100 @@
+import { HushringError } from '../errors.ts'
+import { native } from '../native.ts'
+import { DriverMemory, type RegionDescription, SharedRegion } from '../ring/memory.ts'
+
+/** What names a region when it is removed. */
+export type RegionIdentity = Pick<RegionDescription, 'guestAddress' | 'userAddress' | 'sizeBytes'>
+
+/**
+ * The memory table of one driver. Each change makes a new {@link DriverMemory} and retires the old one, which
+ * stays mapped for the requests that were taken under it. File descriptors are closed whether the change is
+ * accepted or refused; a refused change leaves the table as it was.
+ */
+export class MemoryTable {
+  #memory = new DriverMemory([])
+
+  /** The current generation. */
+  get memory(): DriverMemory {
+    return this.#memory
+  }
+
+  /** Replaces the whole table. Throws `ERR_MEMORY_REGION`. */
+  replace(descriptions: readonly RegionDescription[]): void {
+    this.#become(mapAll(descriptions, []))
+  }
+
+  /** Adds one region. Throws `ERR_MEMORY_REGION`. */
+  add(description: RegionDescription): void {
+    this.#become(mapAll([description], this.#memory.regions))
+  }
+
+  /** Removes the region with the same addresses and size. Throws `ERR_MEMORY_REGION` when there is none. */
+  remove(identity: RegionIdentity): void {
+    const left = this.#memory.regions.filter(({ description }) => !sameRegion(description, identity))
+    if (left.length === this.#memory.regions.length) {
+      throw regionError('no such region', identity)
+    }
+    this.#become(left)
+  }
+
+  /** Retires the current generation; the table is empty afterwards. */
+  close(): void {
+    this.#become([])
+  }
+
+  #become(regions: readonly SharedRegion[]): void {
+    const older = this.#memory
+    this.#memory = new DriverMemory(regions)
+    older.retire()
+  }
+}
+
+function mapAll(descriptions: readonly RegionDescription[], kept: readonly SharedRegion[]): SharedRegion[] {
+  const regions = [...kept]
+  try {
+    for (const description of descriptions) {
+      const clash = regions.find((region) => overlaps(region.description, description))
+      if (clash !== undefined) throw regionError('the region overlaps another one', description)
+      regions.push(mapRegion(description))
+    }
+    return regions
+  } catch (error) {
+    for (const region of regions.slice(kept.length)) region.native.close()
+    throw error
+  } finally {
+    for (const { fd } of descriptions) native.closeFd(fd)
+  }
+}
+
+function mapRegion(description: RegionDescription): SharedRegion {
+  try {
+    return new SharedRegion(description)
+  } catch (cause) {
+    throw regionError((cause as Error).message, description, cause)
+  }
+}
+
+function overlaps(one: RegionDescription, other: RegionDescription): boolean {
+  return (
+    rangesOverlap(one.guestAddress, one.sizeBytes, other.guestAddress, other.sizeBytes) ||
+    rangesOverlap(one.userAddress, one.sizeBytes, other.userAddress, other.sizeBytes)
+  )
+}
+
+function rangesOverlap(start: bigint, size: bigint, otherStart: bigint, otherSize: bigint): boolean {
+  return start < otherStart + otherSize && otherStart < start + size
+}
+
+function sameRegion(one: RegionIdentity, other: RegionIdentity): boolean {
+  return (
+    one.guestAddress === other.guestAddress &&
+    one.userAddress === other.userAddress &&
+    one.sizeBytes === other.sizeBytes
+  )
+}
+
+function regionError(why: string, identity: RegionIdentity, cause?: unknown): HushringError {
+  const { guestAddress, sizeBytes } = identity
+  const place = `guest address 0x${guestAddress.toString(16)}, ${sizeBytes} bytes`
+  return new HushringError('ERR_MEMORY_REGION', `memory region refused (${place}): ${why}`, { cause })
+}

@@ -1,0 +1,95 @@
+import { optionRangeError } from '../errors.ts'
+import { adaptive, type SuppressionPolicy } from '../notify/suppression.ts'
+import { booleanOf, functionOf, integerIn, refuseUnknownOptions } from '../options.ts'
+import { type Logger, silentLogger } from './logger.ts'
+
+/** Options that every transport takes beside its own. */
+export interface ServeOptions {
+  /** Number and size of the virtqueues. */
+  readonly queues?: {
+    /** Virtqueues offered, 1 to 256. Default 1; never more than the device can use. */
+    readonly countMax?: number
+    /** Largest ring accepted: a power of two, 1 to 32768. Default 1024. */
+    readonly sizeMax?: number
+  }
+  /** Ring features offered to the driver; it decides what it uses. */
+  readonly features?: {
+    /** Event-index suppression (VIRTIO_F_EVENT_IDX). Default true; without it the flags are used. */
+    readonly eventIdx?: boolean
+    /** Indirect descriptors (VIRTIO_F_INDIRECT_DESC). Default true. */
+    readonly indirect?: boolean
+  }
+  /** How long answers wait for company. Default {@link adaptive}. */
+  readonly suppression?: SuppressionPolicy
+  /** Most requests in flight a queue, 1 to 32768. Default: the size of its ring. */
+  readonly creditCountMax?: number
+  /** Most requests a queue takes in one turn of the event loop, 1 to 65536. Default 512. */
+  readonly budgetCountMax?: number
+  /** A handler that has not answered after so many ms is answered for with an I/O error; 0: never. Default 30000. */
+  readonly requestTimeoutMs?: number
+  /** A stopping queue waits so many ms for its handlers, then aborts what is left. Default 5000. */
+  readonly stopGraceMs?: number
+  /** True: a malformed descriptor chain breaks its queue. Default false: that request is returned with length 0. */
+  readonly strictChains?: boolean
+  /** The watchdog looks for lost wake-ups every so many ms; 0: never. Default 0. */
+  readonly watchdogMs?: number
+  /** Default: silent. */
+  readonly logger?: Logger
+}
+
+/** {@link ServeOptions} with every default filled in. */
+export interface ResolvedServeOptions {
+  readonly queueCountMax: number
+  readonly queueSizeMax: number
+  readonly eventIdx: boolean
+  readonly indirect: boolean
+  readonly suppression: SuppressionPolicy
+  readonly creditCountMax: number
+  readonly budgetCountMax: number
+  readonly requestTimeoutMs: number
+  readonly stopGraceMs: number
+  readonly strictChains: boolean
+  readonly watchdogMs: number
+  readonly logger: Logger
+}
+
+/** Names of {@link ServeOptions}, for a transport that refuses misspelt options. */
+export const SERVE_OPTION_NAMES: readonly (keyof ServeOptions)[] = [
+  'queues',
+  'features',
+  'suppression',
+  'creditCountMax',
+  'budgetCountMax',
+  'requestTimeoutMs',
+  'stopGraceMs',
+  'strictChains',
+  'watchdogMs',
+  'logger',
+]
+
+const DAY_MS = 24 * 60 * 60 * 1000
+
+/** Checks the options and fills in the defaults. Throws `TypeError` or `RangeError` naming the option. */
+export function resolveServeOptions(options: ServeOptions): ResolvedServeOptions {
+  const { queues = {}, features = {} } = options
+  refuseUnknownOptions(queues, ['countMax', 'sizeMax'], 'queues')
+  refuseUnknownOptions(features, ['eventIdx', 'indirect'], 'features')
+  const queueSizeMax = integerIn('queues.sizeMax', queues.sizeMax ?? 1024, 1, 32768)
+  if ((queueSizeMax & (queueSizeMax - 1)) !== 0) {
+    throw optionRangeError('queues.sizeMax', 'a power of two up to 32768', queueSizeMax)
+  }
+  return {
+    queueCountMax: integerIn('queues.countMax', queues.countMax ?? 1, 1, 256),
+    queueSizeMax,
+    eventIdx: booleanOf('features.eventIdx', features.eventIdx ?? true),
+    indirect: booleanOf('features.indirect', features.indirect ?? true),
+    suppression: functionOf('suppression', options.suppression ?? adaptive()),
+    creditCountMax: integerIn('creditCountMax', options.creditCountMax ?? 32768, 1, 32768),
+    budgetCountMax: integerIn('budgetCountMax', options.budgetCountMax ?? 512, 1, 65536),
+    requestTimeoutMs: integerIn('requestTimeoutMs', options.requestTimeoutMs ?? 30_000, 0, DAY_MS),
+    stopGraceMs: integerIn('stopGraceMs', options.stopGraceMs ?? 5_000, 0, DAY_MS),
+    strictChains: booleanOf('strictChains', options.strictChains ?? false),
+    watchdogMs: integerIn('watchdogMs', options.watchdogMs ?? 0, 0, DAY_MS),
+    logger: options.logger ?? silentLogger,
+  }
+}

@@ -1,0 +1,385 @@
+import {
+  BehaviorSubject,
+  interval,
+  map,
+  merge,
+  type Observable,
+  Subject,
+  type Subscription,
+  switchMap,
+  takeUntil,
+  tap,
+} from 'rxjs'
+import { HushringError } from '../errors.ts'
+import type { VirtioDevice } from '../handlers/device.ts'
+import { native } from '../native.ts'
+import { doorbell } from '../notify/doorbell.ts'
+import { serveQueue } from '../notify/pipeline.ts'
+import type { DriverMemory } from '../ring/memory.ts'
+import { type QueueCounts, VirtQueue } from '../ring/queue.ts'
+import type { RingRequest } from '../ring/request.ts'
+import type { ResolvedServeOptions } from './options.ts'
+
+/** Where the three parts of a ring lie, as the front-end sees them. */
+export interface RingAddresses {
+  readonly descriptor: bigint
+  readonly available: bigint
+  readonly used: bigint
+}
+
+/** What a queue asks of the session it belongs to. */
+export interface QueueHost {
+  readonly device: VirtioDevice
+  readonly options: ResolvedServeOptions
+  readonly memory: DriverMemory
+  /** Feature bits the driver accepted. */
+  readonly features: bigint
+  onBroken(queue: QueueController, error: HushringError): void
+  onFailure(request: RingRequest, error: HushringError): void
+}
+
+const EVENT_IDX = 1n << 29n
+const INDIRECT_DESC = 1n << 28n
+const NO_FD = -1
+
+/**
+ * One virtqueue of a session through its life: configured, started (it has a kick eventfd), enabled, running,
+ * draining, stopped, and configured again. A queue runs while it is started and enabled.
+ */
+export class QueueController {
+  readonly index: number
+  readonly #host: QueueHost
+  readonly #queue: VirtQueue
+  #size = 0
+  #addresses: RingAddresses | undefined
+  #availableBase = 0
+  readonly #kickFd = new BehaviorSubject(NO_FD)
+  #callFd = NO_FD
+  #errorFd = NO_FD
+  #started = false
+  #enabled = false
+  #pipeline: Subscription | undefined
+  /** Resolves when the running pipeline has ended. */
+  #ended: Promise<void> = Promise.resolve()
+  /** Completes the kicks, which drains the pipeline. */
+  #noMoreKicks = new Subject<void>()
+  /** The drain under way, if any. */
+  #draining: Promise<void> | undefined
+  #giveUp = new Subject<HushringError>()
+  #wake = new Subject<void>()
+  #broken: HushringError | undefined
+  #kicks = 0
+  #lateAnswers = 0
+  #stalledAt: { availableIndex: number; kicks: number } | undefined
+
+  constructor(index: number, host: QueueHost) {
+    this.index = index
+    this.#host = host
+    const { queueSizeMax, strictChains } = host.options
+    this.#queue = new VirtQueue({ index, sizeMax: queueSizeMax, strictChains, ...host.device.framing })
+  }
+
+  /** True while requests are taken. */
+  get running(): boolean {
+    return this.#pipeline !== undefined
+  }
+
+  /** Why the driver's ring was given up; undefined while it is in order. */
+  get broken(): HushringError | undefined {
+    return this.#broken
+  }
+
+  /** Throws `ERR_RING_SIZE` unless it is a power of two within the queue's maximum, `ERR_VHOST_ORDER` while running. */
+  setSize(size: number): void {
+    this.#throwIfRunning('the queue size')
+    const { sizeMax } = this.#queue
+    if (size < 1 || size > sizeMax || (size & (size - 1)) !== 0) {
+      throw this.#error(
+        'ERR_RING_SIZE',
+        `expected a power of two up to ${sizeMax} as queue size, got ${size}`,
+      )
+    }
+    this.#size = size
+  }
+
+  /**
+   * Throws `ERR_RING_ADDRESS` when a part is misaligned, `ERR_VHOST_ORDER` when there is no memory yet or a running
+   * ring would move. The same addresses again are accepted at any time: a front-end sends them to toggle logging.
+   */
+  setAddresses(addresses: RingAddresses): void {
+    if (this.#host.memory.regions.length === 0) {
+      throw this.#error('ERR_VHOST_ORDER', 'ring addresses came before the memory they lie in')
+    }
+    const { descriptor, available, used } = addresses
+    if (descriptor % 16n !== 0n || available % 2n !== 0n || used % 4n !== 0n) {
+      throw this.#error('ERR_RING_ADDRESS', 'expected ring parts aligned to 16, 2 and 4 bytes')
+    }
+    const before = this.#addresses
+    const same = before?.descriptor === descriptor && before.available === available && before.used === used
+    if (!same) this.#throwIfRunning('the ring addresses')
+    this.#addresses = addresses
+  }
+
+  /** The next available index to take. Throws `ERR_VHOST_ORDER` while running. */
+  setBase(availableBase: number): void {
+    this.#throwIfRunning('the ring base')
+    this.#availableBase = availableBase & 0xffff
+  }
+
+  /**
+   * Takes the kick eventfd over and starts the ring. -1 asks to be polled instead: the ring is looked at every
+   * millisecond. A running ring changes over without losing a kick. Throws `ERR_VHOST_FD` (and closes the fd) when it is no eventfd, `ERR_VHOST_ORDER` when the ring
+   * is not configured.
+   */
+  setKick(kickFd: number): void {
+    const fd = this.#acceptEventfd(kickFd)
+    if (this.#size === 0 || this.#addresses === undefined) {
+      closeIfOpen(fd)
+      throw this.#error(
+        'ERR_VHOST_ORDER',
+        'a kick eventfd came before the size and the addresses of its ring',
+      )
+    }
+    const older = this.#kickFd.value
+    this.#kickFd.next(fd)
+    closeIfOpen(older)
+    this.#started = true
+    if (this.running) this.#wake.next()
+    else this.#runIfReady()
+  }
+
+  /** Takes the call eventfd over (-1: the driver polls). A running queue signals the new one once. */
+  setCall(callFd: number): void {
+    const fd = this.#acceptEventfd(callFd)
+    const older = this.#callFd
+    this.#callFd = fd
+    this.#queue.setCallFd(fd)
+    closeIfOpen(older)
+    // A signal may have been due on the old eventfd when it was replaced: a spurious one is legal, a lost one not.
+    if (this.running) this.#queue.signal()
+  }
+
+  /** Takes the eventfd over that tells the front-end that the queue is broken (-1: none). */
+  setError(errorFd: number): void {
+    const fd = this.#acceptEventfd(errorFd)
+    closeIfOpen(this.#errorFd)
+    this.#errorFd = fd
+  }
+
+  /**
+   * A started and enabled queue runs. A kick that came before is not lost: it is still in the eventfd, and the
+   * ring is looked at when it starts. Disabling drains what is in flight.
+   */
+  async setEnabled(enabled: boolean): Promise<void> {
+    this.#enabled = enabled
+    if (enabled) {
+      await this.#draining
+      this.#runIfReady()
+    } else {
+      await this.#drain()
+    }
+  }
+
+  /** Makes a running ring use the session's new memory. A ring that no longer lies in memory is broken. */
+  useNewMemory(): void {
+    if (!this.running) return
+    try {
+      this.#queue.setMemory(this.#host.memory)
+    } catch (error) {
+      this.#onBroken(error as HushringError)
+    }
+  }
+
+  /**
+   * GET_VRING_BASE: takes nothing more, waits until everything in flight is answered (aborting it after the grace
+   * time), publishes it, and closes the kick and call eventfds.
+   *
+   * @returns the next available index
+   */
+  async stop(): Promise<number> {
+    this.#started = false
+    await this.#drain()
+    this.#closeDoorbells()
+    this.#broken = undefined
+    return this.#availableBase
+  }
+
+  /** Gives up at once: aborts what is in flight, answers nothing, forgets the ring. */
+  reset(): void {
+    this.#unsubscribe()
+    this.#closeDoorbells()
+    closeIfOpen(this.#errorFd)
+    this.#errorFd = NO_FD
+    this.#started = false
+    this.#enabled = false
+    this.#size = 0
+    this.#addresses = undefined
+    this.#availableBase = 0
+    this.#broken = undefined
+  }
+
+  /** {@link reset}, and frees the native queue. The controller cannot be used afterwards. */
+  close(): void {
+    this.reset()
+    this.#queue.close()
+  }
+
+  /** Counts of this queue since it was made. */
+  counts(): QueueCounts & {
+    readonly kicks: number
+    readonly inFlight: number
+    readonly lateAnswers: number
+  } {
+    return {
+      ...this.#queue.counts(),
+      kicks: this.#kicks,
+      inFlight: this.#queue.inFlightCount,
+      lateAnswers: this.#lateAnswers,
+    }
+  }
+
+  /**
+   * The watchdog's look. A wake-up is lost when requests have been visible since the last look, nothing was taken,
+   * no kick arrived, and nothing in this process is about to look. The queue is then woken.
+   *
+   * @returns true when a lost wake-up was found
+   */
+  findLostWakeUp(): boolean {
+    if (!this.running) return false
+    const { visible, availableIndex, inFlight } = this.#queue.inspect()
+    const before = this.#stalledAt
+    const idle = visible > 0 && inFlight < this.#creditCountMax
+    this.#stalledAt = idle ? { availableIndex: availableIndex - visible, kicks: this.#kicks } : undefined
+    const stalled =
+      idle && before?.availableIndex === this.#stalledAt!.availableIndex && before.kicks === this.#kicks
+    if (!stalled) return false
+    this.#stalledAt = undefined
+    this.#wake.next()
+    return true
+  }
+
+  get #creditCountMax(): number {
+    return Math.min(this.#host.options.creditCountMax, this.#size)
+  }
+
+  #runIfReady(): void {
+    if (!this.#started || !this.#enabled || this.running || this.#broken !== undefined) return
+    const { memory, features, device, options } = this.#host
+    const { descriptor, available, used } = this.#addresses!
+    try {
+      this.#queue.start({
+        size: this.#size,
+        memory,
+        descriptorAddress: descriptor,
+        availableAddress: available,
+        usedAddress: used,
+        availableBase: this.#availableBase,
+        eventIdx: (features & EVENT_IDX) !== 0n,
+        indirect: (features & INDIRECT_DESC) !== 0n,
+        callFd: this.#callFd,
+      })
+    } catch (error) {
+      this.#onBroken(error as HushringError)
+      return
+    }
+    // The driver may be waiting for answers that an earlier run published without telling it.
+    this.#queue.signal()
+    this.#noMoreKicks = new Subject()
+    this.#giveUp = new Subject()
+    this.#ended = new Promise((resolve) => {
+      const pipeline = serveQueue(this.#queue, this.#kicksUntilDraining(), device.connect(features), {
+        suppression: options.suppression,
+        creditCountMax: this.#creditCountMax,
+        budgetCountMax: options.budgetCountMax,
+        requestTimeoutMs: options.requestTimeoutMs,
+        giveUp: this.#giveUp,
+        onFailure: (request, error) => this.#host.onFailure(request, error),
+        onLateAnswer: () => this.#lateAnswers++,
+      }).subscribe({
+        error: (error: HushringError) => this.#onBroken(error),
+        complete: () => this.#onStopped(),
+      })
+      pipeline.add(resolve)
+      // A driver can break the queue while subscribing; then there is nothing left to run.
+      if (!pipeline.closed) this.#pipeline = pipeline
+    })
+  }
+
+  #kicksUntilDraining(): Observable<void> {
+    const kicks = this.#kickFd.pipe(
+      switchMap((fd) => (fd === NO_FD ? interval(1).pipe(map(() => undefined)) : doorbell(fd))),
+      tap(() => this.#kicks++),
+    )
+    return merge(kicks, this.#wake).pipe(takeUntil(this.#noMoreKicks))
+  }
+
+  async #drain(): Promise<void> {
+    if (!this.running) return
+    this.#draining ??= this.#drainPipeline()
+    await this.#draining
+    this.#draining = undefined
+  }
+
+  async #drainPipeline(): Promise<void> {
+    const grace = setTimeout(() => {
+      this.#giveUp.next(new HushringError('ERR_REQUEST_ABORTED', 'the queue was stopped'))
+    }, this.#host.options.stopGraceMs)
+    this.#noMoreKicks.next()
+    await this.#ended
+    clearTimeout(grace)
+  }
+
+  /** The pipeline is through with everything; the ring may be continued from here. */
+  #onStopped(): void {
+    this.#pipeline = undefined
+    this.#availableBase = this.#queue.stop()
+  }
+
+  #onBroken(error: HushringError): void {
+    this.#broken = error
+    this.#unsubscribe()
+    if (this.#errorFd !== NO_FD) native.eventfdSignal(this.#errorFd)
+    this.#host.onBroken(this, error)
+  }
+
+  #unsubscribe(): void {
+    const pipeline = this.#pipeline
+    if (pipeline === undefined && this.#broken === undefined) return
+    this.#pipeline = undefined
+    pipeline?.unsubscribe()
+    this.#availableBase = this.#queue.stop()
+  }
+
+  #closeDoorbells(): void {
+    const kickFd = this.#kickFd.value
+    this.#kickFd.next(NO_FD)
+    closeIfOpen(kickFd)
+    this.#queue.setCallFd(NO_FD)
+    closeIfOpen(this.#callFd)
+    this.#callFd = NO_FD
+  }
+
+  #acceptEventfd(fd: number): number {
+    if (fd === NO_FD) return fd
+    if (!native.isEventfd(fd)) {
+      native.closeFd(fd)
+      throw this.#error('ERR_VHOST_FD', 'expected an eventfd for kick, call and error')
+    }
+    // A full counter or a peer that reads its own kick must never make us wait. The flag belongs to the open
+    // file and so shows in the peer as well; peers know that from other back-ends.
+    native.setNonBlocking(fd)
+    return fd
+  }
+
+  #throwIfRunning(what: string): void {
+    if (this.running) throw this.#error('ERR_VHOST_ORDER', `${what} cannot change while the queue runs`)
+  }
+
+  #error(code: ConstructorParameters<typeof HushringError>[0], message: string): HushringError {
+    return new HushringError(code, `queue ${this.index}: ${message}`, { details: { queueIndex: this.index } })
+  }
+}
+
+function closeIfOpen(fd: number): void {
+  if (fd !== NO_FD) native.closeFd(fd)
+}

@@ -1,0 +1,89 @@
+import { type Layer, mapAnswer } from '../handlers/handler.ts'
+
+/** What a transport has done since it was made. Plain numbers, a fresh object each time. */
+export interface TransportStats {
+  /** Requests taken off the rings. */
+  readonly requests: number
+  readonly reads: number
+  readonly writes: number
+  readonly flushes: number
+  /** Requests that failed; unsupported ones are no failures. */
+  readonly errors: number
+  readonly bytesRead: number
+  readonly bytesWritten: number
+  /** Times we were woken by a kick eventfd. */
+  readonly kicks: number
+  /** Times a call eventfd was written. */
+  readonly signals: number
+  /** Decisions that stayed silent because the driver had asked for silence. */
+  readonly suppressed: number
+  /** Batches taken. */
+  readonly batches: number
+  /** Wake-ups that the watchdog found missing. Always 0, or something is badly wrong. */
+  readonly lostNotifications: number
+  /** Times a driver broke a queue. */
+  readonly brokenQueues: number
+  /** Malformed chains given back with length 0. */
+  readonly malformedChains: number
+  /** Calls into native code by the queues. */
+  readonly nativeCalls: number
+  /** Requests taken and not yet answered. */
+  readonly inFlight: number
+  /** Drivers or front-ends that connected. */
+  readonly connections: number
+}
+
+/** Every count at zero. */
+export const NO_STATS: TransportStats = Object.freeze({
+  requests: 0,
+  reads: 0,
+  writes: 0,
+  flushes: 0,
+  errors: 0,
+  bytesRead: 0,
+  bytesWritten: 0,
+  kicks: 0,
+  signals: 0,
+  suppressed: 0,
+  batches: 0,
+  lostNotifications: 0,
+  brokenQueues: 0,
+  malformedChains: 0,
+  nativeCalls: 0,
+  inFlight: 0,
+  connections: 0,
+})
+
+/** Adds two counts, name by name. */
+export function addStats(one: TransportStats, other: TransportStats): TransportStats {
+  const sum: Record<string, number> = {}
+  for (const name of Object.keys(NO_STATS) as (keyof TransportStats)[]) sum[name] = one[name] + other[name]
+  return sum as unknown as TransportStats
+}
+
+/** Counts of what a disk was asked, by verb. */
+export class BlockTally {
+  reads = 0
+  writes = 0
+  flushes = 0
+  bytesRead = 0
+  bytesWritten = 0
+
+  /** A layer that counts the successful requests passing through it. */
+  readonly layer: Layer = (next) => (io) => {
+    const { verb, lengthBytes } = io
+    return mapAnswer(next(io), (completion) => {
+      if (completion.result !== 'ok') return completion
+      if (verb === 'read') {
+        this.reads++
+        this.bytesRead += lengthBytes
+      } else if (verb === 'write') {
+        this.writes++
+        this.bytesWritten += lengthBytes
+      } else if (verb === 'flush') {
+        this.flushes++
+      }
+      return completion
+    })
+  }
+}

@@ -1,0 +1,1 @@
+export { type VhostUserEvents, type VhostUserOptions, VhostUserServer, vhostUser } from './server.ts'

@@ -1,0 +1,272 @@
+import test, { type ExecutionContext } from 'ava'
+import { HushringError } from '../../src/errors.ts'
+import { type NativeQueueOptions, native } from '../../src/native.ts'
+import { DriverMemory, SharedRegion } from '../../src/ring/memory.ts'
+import { VirtQueue, type VirtQueueOptions } from '../../src/ring/queue.ts'
+import type { RingRequest } from '../../src/ring/request.ts'
+import { DescriptorFlag, type Piece, SharedMemory, SplitDriver } from '../../src/testing/index.ts'
+
+const HEADER_BYTES = 16
+
+/** A queue and its driver over one memory file. */
+class Bench {
+  readonly shared = new SharedMemory()
+  readonly driver: SplitDriver
+  readonly queue: VirtQueue
+  memory: DriverMemory
+  readonly #buffersAt: number
+
+  constructor(t: ExecutionContext, options: Partial<VirtQueueOptions> = {}) {
+    this.driver = new SplitDriver({ memory: this.shared, size: 8 })
+    this.#buffersAt = this.shared.allocate(4096)
+    this.queue = new VirtQueue({
+      index: 3,
+      sizeMax: 8,
+      headerBytes: HEADER_BYTES,
+      statusByte: true,
+      ...options,
+    })
+    this.memory = this.map()
+    this.start()
+    t.teardown(() => {
+      this.queue.stop()
+      this.queue.close()
+      this.memory.retire()
+      this.driver.close()
+      this.shared.close()
+    })
+  }
+
+  map(): DriverMemory {
+    const { fd, guestAddress, userAddress, sizeBytes } = this.shared
+    const region = { fd, guestAddress, userAddress, sizeBytes: BigInt(sizeBytes), mmapOffsetBytes: 0n }
+    return new DriverMemory([new SharedRegion(region)])
+  }
+
+  start(): void {
+    const { descriptor, available, used } = this.driver.addresses
+    this.queue.start({
+      size: 8,
+      memory: this.memory,
+      descriptorAddress: descriptor,
+      availableAddress: available,
+      usedAddress: used,
+      availableBase: this.driver.availableIndex,
+      eventIdx: true,
+      indirect: true,
+      callFd: this.driver.callFd,
+    })
+  }
+
+  /** A request of 16 header bytes, `dataBytes` of writable data and a status byte. */
+  submit(dataBytes = 512): Promise<number> {
+    const piece = (at: number, lengthBytes: number, writable: boolean): Piece => ({
+      address: this.shared.guestAddressOf(this.#buffersAt + at),
+      lengthBytes,
+      writable,
+    })
+    return this.driver.submit([piece(0, HEADER_BYTES, false), piece(512, dataBytes + 1, true)])
+  }
+
+  takeOne(): RingRequest {
+    const batch = this.queue.take(8)
+    if (batch.count !== 1) throw new Error(`${batch.count} requests`)
+    return batch.requests[0]!
+  }
+
+  get header(): Buffer {
+    return this.shared.bytes.subarray(this.#buffersAt, this.#buffersAt + HEADER_BYTES)
+  }
+
+  get statusAt(): number {
+    return this.#buffersAt + 512 + 512
+  }
+}
+
+test('take copies the header and leaves the data without header and status', (t) => {
+  const bench = new Bench(t)
+  bench.header.write('0123456789abcdef')
+  void bench.submit()
+  const request = bench.takeOne()
+  t.is(Buffer.from(request.headerBytes).toString(), '0123456789abcdef')
+  t.is(request.queueIndex, 3)
+  t.is(request.readable.byteLength, 0)
+  t.is(request.writable.byteLength, 512)
+  bench.header.fill(0)
+  t.is(
+    Buffer.from(request.headerBytes).toString(),
+    '0123456789abcdef',
+    'the driver cannot change it any more',
+  )
+})
+
+const answered = test.macro({
+  async exec(
+    t,
+    answer: (io: RingRequest) => ReturnType<RingRequest['ok' | 'fail' | 'unsupported']>,
+    usedBytes: number,
+    status: number,
+  ) {
+    const bench = new Bench(t)
+    const used = bench.submit()
+    const request = bench.takeOne()
+    bench.shared.bytes[bench.statusAt] = 99
+    bench.queue.record(request, answer(request))
+    t.true(bench.queue.publish().signalled)
+    t.true(bench.queue.armed)
+    t.is(await used, usedBytes)
+    t.is(bench.shared.bytes[bench.statusAt], status)
+  },
+  title: (provided) => `publish: ${provided}`,
+})
+test('everything written counts the status byte too', answered, (io) => io.ok(), 513, 0)
+test('a part of the data counts itself only', answered, (io) => io.ok(100), 100, 0)
+test('a failure writes status 1 and counts nothing', answered, (io) => io.fail(new Error('EIO')), 0, 1)
+test('an unsupported request gets status 2', answered, (io) => io.unsupported(), 0, 2)
+
+test('requests in flight keep the memory they were taken under, until they are published', async (t) => {
+  const bench = new Bench(t)
+  const used = bench.submit()
+  const request = bench.takeOne()
+  const older = bench.memory
+  bench.memory = bench.map()
+  bench.queue.setMemory(bench.memory)
+  older.retire()
+  t.is(older.pinCount, 1)
+  t.true(older.windows[0]!.length > 0, 'the old windows still work')
+  bench.queue.record(request, request.ok())
+  bench.queue.publish()
+  t.is(await used, 513)
+  t.is(older.pinCount, 0)
+  t.is(older.windows[0]!.length, 0, 'detached with the last pin')
+})
+
+test('an answer that was recorded before the memory changed is published into the old memory', async (t) => {
+  const bench = new Bench(t)
+  const used = bench.submit()
+  const request = bench.takeOne()
+  bench.queue.record(request, request.ok())
+  const older = bench.memory
+  bench.memory = bench.map()
+  bench.queue.setMemory(bench.memory)
+  older.retire()
+  t.is(older.pinCount, 1)
+  bench.queue.publish()
+  t.is(await used, 513)
+  t.is(older.pinCount, 0)
+})
+
+test('a hold outlives the answer, and letting go twice is once', (t) => {
+  const bench = new Bench(t)
+  void bench.submit()
+  const request = bench.takeOne()
+  const letGo = request.hold()
+  bench.queue.record(request, request.ok())
+  bench.queue.publish()
+  t.is(bench.memory.pinCount, 1)
+  letGo()
+  letGo()
+  t.is(bench.memory.pinCount, 0)
+})
+
+test('stop forgets what is in flight, and an answer from before is not published', (t) => {
+  const bench = new Bench(t)
+  void bench.submit()
+  const request = bench.takeOne()
+  t.is(bench.queue.stop(), 1)
+  t.is(bench.memory.pinCount, 0)
+  bench.start()
+  request.memory = bench.memory
+  bench.queue.record(request, request.ok())
+  bench.queue.publish()
+  t.is(bench.driver.loadUsedIndex(), 0)
+  t.is(bench.queue.counts().ignoredCompletions, 1)
+})
+
+test('an index that jumps breaks the queue until it is started anew', (t) => {
+  const bench = new Bench(t)
+  bench.driver.storeAvailableIndex(40_000)
+  for (const use of [() => bench.queue.take(1), () => bench.queue.publish(), () => bench.queue.take(1)]) {
+    const error = t.throws(use, { instanceOf: HushringError, code: 'ERR_RING_AVAIL_INDEX' })
+    t.deepEqual(error?.details, { queueIndex: 3 })
+  }
+  bench.queue.stop()
+  bench.start()
+  t.is(bench.queue.take(1).count, 0)
+})
+
+test('a malformed chain is returned with length 0 and the next request is served', async (t) => {
+  const bench = new Bench(t)
+  bench.driver.writeDescriptor(7, { address: 0n, lengthBytes: 0, flags: DescriptorFlag.NEXT, next: 7 })
+  bench.driver.writeAvailable(0, 7)
+  bench.driver.storeAvailableIndex(1)
+  t.is(bench.queue.take(8).count, 0)
+  bench.queue.rearm()
+  t.is(bench.driver.loadUsedIndex(), 1)
+  t.is(bench.driver.loadUsedLength(0), 0)
+  t.is(bench.queue.lastFault?.code, 'ERR_CHAIN_LOOP')
+  const used = bench.submit()
+  const request = bench.takeOne()
+  bench.queue.record(request, request.ok())
+  bench.queue.publish()
+  t.is(await used, 513)
+})
+
+test('with strict chains the same chain breaks the queue', (t) => {
+  const bench = new Bench(t, { strictChains: true })
+  bench.driver.writeDescriptor(7, { address: 0n, lengthBytes: 0, flags: DescriptorFlag.NEXT, next: 7 })
+  bench.driver.writeAvailable(0, 7)
+  bench.driver.storeAvailableIndex(1)
+  t.throws(() => bench.queue.take(8), { code: 'ERR_CHAIN_LOOP' })
+})
+
+test('synchronously answered request objects are used again', (t) => {
+  const bench = new Bench(t)
+  void bench.submit()
+  const first = bench.takeOne()
+  bench.queue.record(first, first.ok())
+  bench.queue.recycle(first)
+  bench.queue.publish()
+  t.is(first.writable.byteLength, 0)
+  void bench.submit(100)
+  t.is(bench.takeOne(), first)
+  t.is(first.writable.byteLength, 100)
+})
+
+const goodOptions: NativeQueueOptions = {
+  sizeMax: 8,
+  headerBytes: 16,
+  statusByte: true,
+  batchCountMax: 4,
+  chainCountMax: 64,
+  strictChains: false,
+}
+
+const refused = test.macro({
+  exec(t, changes: object, message: RegExp) {
+    const error = t.throws(() =>
+      native.createSplitQueue({ ...goodOptions, ...changes } as NativeQueueOptions),
+    )
+    t.regex(error!.message, message)
+  },
+  title: (_provided, changes) => `the native queue refuses ${JSON.stringify(changes)}`,
+})
+test(refused, { sizeMax: 100 }, /power of two/)
+test(refused, { sizeMax: null }, /sizeMax/)
+test(refused, { headerBytes: 65 }, /0 to 64/)
+test(refused, { statusByte: 1 }, /boolean/)
+test(refused, { batchCountMax: undefined }, /batchCountMax/)
+
+test('a closed native queue says so, whatever is asked of it', (t) => {
+  const queue = native.createSplitQueue(goodOptions)
+  queue.close()
+  queue.close()
+  for (const use of [
+    () => queue.take(1),
+    () => queue.complete(0, true),
+    () => queue.inspect(),
+    () => queue.stop(),
+  ]) {
+    t.throws(use, { code: 'ERR_CLOSED' })
+  }
+})
