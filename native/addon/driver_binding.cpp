@@ -5,6 +5,7 @@
 // outlives what it uses.
 #include <napi.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <memory>
@@ -138,7 +139,8 @@ Napi::Value start_driver_thread(const Napi::CallbackInfo& info) {
   // The memory is the handle's, not JavaScript's: whatever becomes of the buffer, the thread can count.
   const auto counters = Napi::ArrayBuffer::New(env, &handle->thread().counters(), sizeof(os::DriverCounters),
                                                [handle](Napi::Env, void*) {});
-  driver.Set("counters", Napi::BigUint64Array::New(env, sizeof(os::DriverCounters) / sizeof(std::uint64_t), counters, 0));
+  constexpr std::size_t kCounterCount = sizeof(os::DriverCounters) / sizeof(std::uint64_t);
+  driver.Set("counters", Napi::BigUint64Array::New(env, kCounterCount, counters, 0));
   const auto define = [&](const char* name, auto body) {
     const auto function = [handle, body](const Napi::CallbackInfo& call) -> Napi::Value { return body(*handle, call); };
     driver.Set(name, Napi::Function::New(env, function, name));

@@ -7,11 +7,9 @@
 #include <algorithm>
 #include <atomic>
 #include <bit>
-#include <cerrno>
 #include <cstddef>
 #include <iterator>
 #include <limits>
-#include <span>
 #include <utility>
 #include <vector>
 
@@ -91,7 +89,7 @@ std::optional<Complaint> complaint_about(const DriverOptions& options) {
 
 // ---- The load --------------------------------------------------------------------------------------------------
 
-// Made on the caller's thread; then the driver's thread has it alone, except for what says otherwise.
+// Made on the caller's thread; from run() on the driver's thread has it alone, except for what says otherwise.
 class DriverThread::Load {
  public:
   Load(const DriverOptions& options, std::shared_ptr<MappedRegion> memory, UniqueFd stop_fd)
@@ -172,19 +170,18 @@ class DriverThread::Load {
     return false;
   }
 
-  // Refills the ring: any number of requests, one publish, one decision.
+  // Refills the ring one request at a time, each published and decided on its own, as requests of independent
+  // programs are: what a kick costs and what suppression saves shows in their number.
   void submit() {
-    const std::size_t count = std::min<std::uint64_t>(unsubmitted_count_, free_slots_.size());
-    if (count == 0) return;
-    const std::span<const std::uint32_t> slots = std::span(free_slots_).last(count);
-    for (const std::uint32_t slot : slots) add_request(slot);
-    const std::uint64_t submitted_nanos = monotonic_nanos();
-    for (const std::uint32_t slot : slots) in_flight_[slot].submitted_nanos = submitted_nanos;
-    free_slots_.resize(free_slots_.size() - count);
-    unsubmitted_count_ -= count;
-    driver_.publish();
-    if (driver_.kick_needed()) kick();
-    else add(counting_->kicks_suppressed, 1);
+    for (; unsubmitted_count_ > 0 && !free_slots_.empty(); --unsubmitted_count_) {
+      const std::uint32_t slot = free_slots_.back();
+      free_slots_.pop_back();
+      add_request(slot);
+      in_flight_[slot].submitted_nanos = monotonic_nanos();
+      driver_.publish();
+      if (driver_.kick_needed()) kick();
+      else add(counting_->kicks_suppressed, 1);
+    }
   }
 
   void add_request(std::uint32_t slot) {
@@ -255,7 +252,7 @@ class DriverThread::Load {
     pollfd polled[] = {{options_.call_fd, POLLIN, 0}, {stop_fd_.get(), POLLIN, 0}};
     const int ready = ::poll(polled, std::size(polled), static_cast<int>(options_.stall_ms));
     if (ready == 0) return Wake::kTimeout;
-    if (ready < 0 || polled[1].revents != 0 || (polled[0].revents & POLLIN) == 0) return Wake::kEnd;
+    if (ready < 0 || polled[1].revents != 0) return Wake::kEnd;
     return eventfd_read(options_.call_fd).error == 0 ? Wake::kSignal : Wake::kEnd;
   }
 
@@ -283,8 +280,9 @@ class DriverThread::Load {
   DriverCounters* counting_ = &counters_;
   Driver driver_;
   BlockLoad blocks_;
-  RequestMemory* const requests_;          // by slot: one request's share of the memory
-  std::vector<InFlight> in_flight_;        // by slot
+  // A slot is the memory of one request, and its number the token of its chain.
+  RequestMemory* const requests_;
+  std::vector<InFlight> in_flight_;
   std::vector<std::uint32_t> free_slots_;
   std::uint64_t unsubmitted_count_ = 0;
   std::uint64_t now_nanos_ = 0;

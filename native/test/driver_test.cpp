@@ -41,7 +41,9 @@ class DriverUnderTest {
     REQUIRE(layout.end_address <= kDataAt);
   }
 
-  [[nodiscard]] Descriptor* descriptors() { return reinterpret_cast<Descriptor*>(memory.get() + layout.descriptor_address); }
+  [[nodiscard]] Descriptor* descriptors() {
+    return reinterpret_cast<Descriptor*>(memory.get() + layout.descriptor_address);
+  }
   [[nodiscard]] Avail* avail() { return reinterpret_cast<Avail*>(memory.get() + layout.avail_address); }
   [[nodiscard]] Used* used() { return reinterpret_cast<Used*>(memory.get() + layout.used_address); }
   [[nodiscard]] std::uint16_t used_event() { return *used_event_of(avail(), size_); }
@@ -191,9 +193,11 @@ TEST_CASE("driver: EVENT_IDX kicks exactly when avail_event is among the new ent
     std::uint16_t decided, fresh, event;
     bool expected;
   };
-  const Row rows[] = {{100, 102, 99, false}, {100, 102, 100, true},  {100, 102, 101, true},  {100, 102, 102, false},
-                      {65534, 0, 65533, false}, {65534, 0, 65534, true}, {65534, 0, 65535, true}, {65534, 0, 0, false},
-                      {65535, 1, 65535, true}, {65535, 1, 0, true},     {65535, 1, 1, false},    {65535, 0, 32767, false}};
+  const Row rows[] = {
+      {100, 102, 99, false},    {100, 102, 100, true},   {100, 102, 101, true},   {100, 102, 102, false},
+      {65534, 0, 65533, false}, {65534, 0, 65534, true}, {65534, 0, 65535, true}, {65534, 0, 0, false},
+      {65535, 1, 65535, true},  {65535, 1, 0, true},     {65535, 1, 1, false},    {65535, 0, 32767, false},
+  };
   for (const Row& row : rows) {
     CAPTURE(row.decided);
     CAPTURE(row.fresh);
@@ -289,7 +293,8 @@ TEST_CASE("driver: reports what a device must not say, and believes nothing afte
       {"a chain it was not shown", [](auto& test) { test.use(test.head_at(2)); }, DeviceFault::kUsedNotPublished, 0},
       {"one chain twice", [](auto& test) { test.use(test.head_at(0)), test.use(test.head_at(0)); },
        DeviceFault::kUsedNotPublished, 1},
-      {"a byte more than there is room for", [](auto& test) { test.use(test.head_at(0), 65); }, DeviceFault::kUsedLength, 0},
+      {"a byte more than there is room for", [](auto& test) { test.use(test.head_at(0), 65); },
+       DeviceFault::kUsedLength, 0},
       {"more entries than were published",
        [](auto& test) { test.use(test.head_at(0)), test.use(test.head_at(1)), test.use(test.head_at(2)); },
        DeviceFault::kUsedIndex, 0},
@@ -308,6 +313,16 @@ TEST_CASE("driver: reports what a device must not say, and believes nothing afte
     CHECK(test.reap().empty());
     CHECK(test.driver.fault() == lie.expected);
   }
+}
+
+TEST_CASE("driver: a device at fault is not believed when it comes to its senses") {
+  DriverUnderTest test(8, Suppression::kEventIdx);
+  test.add_and_publish(0);
+  test.use(8);
+  CHECK(test.reap().empty());
+  test.used()->ring[0].id = test.head_at(0);
+  CHECK(test.reap().empty());
+  CHECK(test.driver.fault() == DeviceFault::kUsedId);
 }
 
 TEST_CASE("driver: a chain answered twice is noticed even when the first answer gave its head out again") {

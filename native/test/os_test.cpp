@@ -20,6 +20,7 @@
 #include "os/eventfd.h"
 #include "os/mapped_region.h"
 #include "os/memfd.h"
+#include "os/sigbus_guard.h"
 #include "os/unique_fd.h"
 
 namespace {
@@ -144,6 +145,42 @@ TEST_CASE(kPassedOn) {
   CHECK(exited_with(status_with([](auto& action) { action.sa_handler = SIG_IGN; }), 4));
   const int unhandled = status_with([](auto& action) { action.sa_handler = SIG_DFL; });
   CHECK((WIFSIGNALED(unhandled) && WTERMSIG(unhandled) == SIGBUS));
+}
+
+TEST_CASE("a place in the guard's table that changes while it is searched is not taken for the one that faulted") {
+  // Three pages. The middle one faults again and again, while the same place in the table stands for the first page
+  // and for the last in turn: a start and an end of different times would hold the middle one.
+  void* const reserved = ::mmap(nullptr, 3 * kPageBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  auto* const first = static_cast<std::byte*>(reserved);
+  std::byte* const middle = first + kPageBytes;
+  std::byte* const last = middle + kPageBytes;
+  const UniqueFd empty_file(memfd_create("guard", 0, false).value);
+  std::atomic<bool> neighbour_told = false;
+  std::atomic<bool> told = false;
+  std::atomic<bool> stop = false;
+  const int neighbour_number = guard({first, kPageBytes, kPageBytes, &neighbour_told});
+  const int number = guard({middle, kPageBytes, kPageBytes, &told});
+  REQUIRE(neighbour_number < number);  // it is looked at before the right one
+  unguard(neighbour_number);
+  std::thread neighbour([&] {
+    while (!stop) {
+      for (std::byte* const page : {first, last}) unguard(guard({page, kPageBytes, kPageBytes, &neighbour_told}));
+    }
+  });
+  int told_count = 0;
+  constexpr int kRounds = 20'000;
+  for (int round = 0; round < kRounds; ++round) {
+    ::mmap(middle, kPageBytes, PROT_READ, MAP_SHARED | MAP_FIXED, empty_file.get(), 0);
+    told = false;
+    static_cast<void>(read_at(middle));
+    told_count += told;
+  }
+  stop = true;
+  neighbour.join();
+  CHECK(told_count == kRounds);
+  CHECK_FALSE(neighbour_told);
+  unguard(number);
+  ::munmap(reserved, 3 * kPageBytes);
 }
 
 TEST_CASE("threads map, lose and unmap memory at the same time, each its own") {
