@@ -6,11 +6,14 @@
 
 #include "addon/bindings.h"
 #include "addon/errors.h"
+#include "addon/owned_fds.h"
 
 namespace hushring {
 namespace {
 
-Napi::Value eventfd_create(const Napi::CallbackInfo& info) { return value_or_throw(info.Env(), os::eventfd_create()); }
+Napi::Value eventfd_create(const Napi::CallbackInfo& info) {
+  return owned_fd_or_throw(info.Env(), os::eventfd_create());
+}
 
 Napi::Value is_eventfd(const Napi::CallbackInfo& info) {
   return Napi::Boolean::New(info.Env(), os::is_eventfd(fd_from(info[0])));
@@ -31,13 +34,15 @@ Napi::Value eventfd_drain(const Napi::CallbackInfo& info) {
 }
 
 void close_fd(const Napi::CallbackInfo& info) {
+  const int fd = fd_from(info[0]);
+  disown_fd(info.Env(), fd);
   // After EINTR the descriptor is closed all the same.
-  if (::close(fd_from(info[0])) < 0 && errno != EINTR) throw_system_error(info.Env(), errno, "close");
+  if (::close(fd) < 0 && errno != EINTR) throw_system_error(info.Env(), errno, "close");
 }
 
 Napi::Value duplicate_fd(const Napi::CallbackInfo& info) {
   const int duplicate = ::fcntl(fd_from(info[0]), F_DUPFD_CLOEXEC, 0);
-  return value_or_throw(info.Env(), duplicate < 0 ? os::Result::failed("fcntl") : os::Result::of(duplicate));
+  return owned_fd_or_throw(info.Env(), duplicate < 0 ? os::Result::failed("fcntl") : os::Result::of(duplicate));
 }
 
 }  // namespace

@@ -3,10 +3,12 @@
 #include <napi.h>
 
 #include "addon/bindings.h"
+#include "addon/owned_fds.h"
 
 namespace {
 
 Napi::Object initialise(Napi::Env env, Napi::Object exports) {
+  hushring::start_owning_fds(env);
   hushring::register_build(env, exports);
   hushring::register_regions(env, exports);
   hushring::register_queues(env, exports);

@@ -13,6 +13,7 @@
 
 #include "addon/bindings.h"
 #include "addon/errors.h"
+#include "addon/owned_fds.h"
 #include "core/memory.h"
 #include "os/memfd.h"
 
@@ -145,7 +146,7 @@ Napi::Value memfd_create(const Napi::CallbackInfo& info) {
   std::int64_t size_bytes = 0;
   if (!integer_argument(info, 1, "sizeBytes", 0, kSafeIntegerMax, size_bytes)) return env.Undefined();
   const std::string name = info[0].As<Napi::String>();
-  return value_or_throw(
+  return owned_fd_or_throw(
       env, os::memfd_create(name.c_str(), static_cast<std::uint64_t>(size_bytes), info[2].ToBoolean()));
 }
 

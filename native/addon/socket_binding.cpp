@@ -9,6 +9,7 @@
 
 #include "addon/bindings.h"
 #include "addon/errors.h"
+#include "addon/owned_fds.h"
 #include "os/unix_socket.h"
 
 namespace hushring {
@@ -46,17 +47,17 @@ Napi::Value unix_listen(const Napi::CallbackInfo& info) {
       !integer_argument(info, 2, "backlog", 0, kIntMax, backlog)) {
     return env.Undefined();
   }
-  return value_or_throw(env, os::unix_listen(path, static_cast<unsigned>(mode), static_cast<int>(backlog)), path);
+  return owned_fd_or_throw(env, os::unix_listen(path, static_cast<unsigned>(mode), static_cast<int>(backlog)), path);
 }
 
 Napi::Value unix_connect(const Napi::CallbackInfo& info) {
   std::string path;
   if (!path_argument(info, path)) return info.Env().Undefined();
-  return value_or_throw(info.Env(), os::unix_connect(path), path);
+  return owned_fd_or_throw(info.Env(), os::unix_connect(path), path);
 }
 
 Napi::Value unix_accept(const Napi::CallbackInfo& info) {
-  return value_or_throw(info.Env(), os::unix_accept(fd_from(info[0])));
+  return owned_fd_or_throw(info.Env(), os::unix_accept(fd_from(info[0])));
 }
 
 Napi::Value unix_receive(const Napi::CallbackInfo& info) {
@@ -75,7 +76,7 @@ Napi::Value unix_receive(const Napi::CallbackInfo& info) {
   if (received.bytes.error != 0) return value_or_throw(env, received.bytes);
   const Napi::Array fds = Napi::Array::New(env, received.fds.size());
   for (std::uint32_t index = 0; index < received.fds.size(); ++index) {
-    fds.Set(index, received.fds[index].release());
+    fds.Set(index, own_fd(env, received.fds[index].release()));
   }
   const Napi::Object result = Napi::Object::New(env);
   result.Set("bytes", received.bytes.value);

@@ -18,8 +18,8 @@ Result eventfd_create() noexcept {
 }
 
 bool is_eventfd(int fd) noexcept {
-  // There is no system call that tells the kind of an anonymous file, but its name does. A file that is merely
-  // called like this has a path with a slash.
+  // No system call tells the kind of an anonymous file, but its name in /proc does. A file that is merely called
+  // like this has a path with a slash.
   constexpr std::string_view kFolder = "/proc/self/fd/";
   constexpr std::string_view kName = "anon_inode:[eventfd]";
   char path[kFolder.size() + 16] = {};
@@ -38,12 +38,11 @@ Result set_non_blocking(int fd) noexcept {
   return Result::of(0);
 }
 
-// A write to a full counter waits unless the open file is non-blocking; there is no flag for a single write as
-// there is for a read. The open file is shared with the peer, who can take the flag away and fill the counter, and
-// would then stop this thread and every device it serves. So the flag is looked at before each signal and put
-// back when it is gone: one short system call more, cheaper than poll(), which would leave the same gap.
-// The gap: a peer that takes the flag away and fills the counter between the two calls makes the write wait until
-// somebody reads the counter. The kernel offers nothing that closes it; the waiting thread does no harm to memory.
+// A write to a full counter waits unless the open file is non-blocking; no write can be told not to, as a read can.
+// The open file is shared with the peer, who could take O_NONBLOCK away and fill the counter, and so stop this
+// thread with every device it serves. So the flag is looked at before each signal and put back when it is gone: one
+// short system call more, and cheaper than poll(), which would leave the same gap. The gap: a peer that does both
+// between these two calls makes the write wait until somebody reads the counter. Linux has nothing that closes it.
 Result eventfd_signal(int fd) noexcept {
   const Result ready = set_non_blocking(fd);
   if (ready.error != 0) return ready;
@@ -61,7 +60,9 @@ Drained eventfd_read(int fd) noexcept {
     // RWF_NOWAIT never waits, whatever the peer does to the flags of the open file. Offset -1: the file has none.
     ssize_t length = ::preadv2(fd, &target, 1, -1, RWF_NOWAIT);
     // Linux before 5.8, and timerfds for longer, know no RWF_NOWAIT. Then the flag of the open file has to do.
-    if (length < 0 && errno == EOPNOTSUPP && set_non_blocking(fd).error == 0) length = ::read(fd, &count, sizeof(count));
+    if (length < 0 && errno == EOPNOTSUPP && set_non_blocking(fd).error == 0) {
+      length = ::read(fd, &count, sizeof(count));
+    }
     if (length == sizeof(count)) return {.count = count, .error = 0};
     if (length == 0) return {.count = 0, .error = EPIPE};
     if (length > 0) return {.count = 0, .error = EINVAL};

@@ -52,7 +52,8 @@ std::shared_ptr<MappedRegion> MappedRegion::map(const RegionRequest& request, Ma
   }
   const std::uint64_t end = request.mmap_offset_bytes + request.size_bytes;
   if (const auto file_bytes = static_cast<std::uint64_t>(file.st_size); end > file_bytes) {
-    failure = refused("it ends at byte " + std::to_string(end) + " of a file of " + std::to_string(file_bytes) + " bytes");
+    failure = refused("it ends at byte " + std::to_string(end) + " of a file of " + std::to_string(file_bytes) +
+                      " bytes");
     return nullptr;
   }
   // Whole pages, and from offset 0: neither the size nor `mmap_offset_bytes` need be a multiple of a huge page.

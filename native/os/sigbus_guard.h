@@ -4,7 +4,8 @@
 // hostile or careless front-end would take down every device served here. The guard puts zero pages there instead
 // and tells the region. It is the one thing hushring has per process and not per environment, because signal
 // dispositions are: a handler for SIGBUS, installed with the first mapping and never removed. A SIGBUS that is not
-// about a guarded mapping goes to whoever handled the signal before.
+// about a guarded mapping goes to whoever handled the signal before. Whoever sets a handler after the first mapping,
+// as process.on('SIGBUS') does, takes the guard away.
 #pragma once
 
 #include <atomic>

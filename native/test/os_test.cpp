@@ -192,7 +192,9 @@ TEST_CASE("threads map, lose and unmap memory at the same time, each its own") {
       const UniqueFd whole_file(memfd_create("guard", 4 * kPageBytes, true).value);
       const auto region = map_pages(file.get(), 4);
       const auto whole = map_pages(whole_file.get(), 4);
-      for (std::uint64_t page = 0; page < 4; ++page) region->host[page * kPageBytes] = whole->host[page * kPageBytes] = mark;
+      for (std::uint64_t page = 0; page < 4; ++page) {
+        region->host[page * kPageBytes] = whole->host[page * kPageBytes] = mark;
+      }
       static_cast<void>(::ftruncate(file.get(), 2 * kPageBytes));
       for (std::uint64_t page = 4; page-- > 0;) {
         wrong_count += read_at(region->host + page * kPageBytes) != (page < 2 ? mark : std::byte{0});

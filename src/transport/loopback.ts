@@ -6,6 +6,7 @@ import { DriverCounter, type NativeDriverThread, native } from '../native.ts'
 import { booleanOf, integerIn, refuseUnknownOptions } from '../options.ts'
 import { SharedMemory } from '../testing/shared-memory.ts'
 import { type Piece, SplitDriver } from '../testing/split-driver.ts'
+import { KiB, MiB } from '../units.ts'
 import { DeviceSession, type RegionDescription } from './device-session.ts'
 import { resolveServeOptions, SERVE_OPTION_NAMES, type ServeOptions } from './options.ts'
 import type { RingAddresses } from './queue-controller.ts'
@@ -81,7 +82,8 @@ const EVENT_IDX = 1n << 29n
 const INDIRECT_DESC = 1n << 28n
 const VERSION_1 = 1n << 32n
 const STALL_MS = 1000
-const RING_AND_BUFFERS_BYTES = 64 * 1024 * 1024
+/** Room for rings of any size; pages that nobody touches cost nothing. */
+const RING_BYTES_MAX = 16 * MiB
 
 /**
  * A device and its driver in one process, over a real shared-memory ring and real eventfds: no root, no virtual
@@ -183,25 +185,28 @@ export class Loopback extends EventEmitter<LoopbackEvents> {
   }
 
   #startDriver(load: LoadOptions): NativeDriverThread {
-    const { queueDepth = 32, blockBytes = 4096, durationMs = 1000, requestCountMax = 0, seed = 1 } = load
+    const { durationMs = 1000, requestCountMax = 0, seed = 1 } = load
+    const queueDepth = integerIn('queueDepth', load.queueDepth ?? 32, 1, 256)
+    const blockBytes = integerIn('blockBytes', load.blockBytes ?? 4096, 512, MiB)
     const capacityBytes = readCapacity(this.#session.config())
-    const memoryFd = native.memfdCreate('hushring-loopback', RING_AND_BUFFERS_BYTES, true)
+    const memoryBytes = RING_BYTES_MAX + queueDepth * (blockBytes + 4 * KiB)
+    const memoryFd = native.memfdCreate('hushring-loopback', memoryBytes, true)
     const kickFd = native.eventfdCreate()
     const callFd = native.eventfdCreate()
     const eventIdx = this.#notification === 'event-idx'
     const driver = native.startDriverThread({
       memoryFd,
-      memoryBytes: RING_AND_BUFFERS_BYTES,
+      memoryBytes,
       kickFd,
       callFd,
       queueSize: this.#queueSize,
       eventIdx,
       indirect: true,
       suppress: this.#notification !== 'none',
-      queueDepth: integerIn('queueDepth', queueDepth, 1, 256),
+      queueDepth,
       requestCountMax: integerIn('requestCountMax', requestCountMax, 0, Number.MAX_SAFE_INTEGER),
       durationMs: integerIn('durationMs', durationMs, 0, 24 * 60 * 60 * 1000),
-      blockBytes: integerIn('blockBytes', blockBytes, 512, 1024 * 1024),
+      blockBytes,
       capacityBytes,
       writePercent: integerIn('writePercent', load.writePercent ?? 0, 0, 100),
       verify: booleanOf('verify', load.verify ?? true),
@@ -220,7 +225,7 @@ export class Loopback extends EventEmitter<LoopbackEvents> {
           fd: memoryFd,
           guestAddress: 0n,
           userAddress: 0n,
-          sizeBytes: BigInt(RING_AND_BUFFERS_BYTES),
+          sizeBytes: BigInt(memoryBytes),
           mmapOffsetBytes: 0n,
         },
       },
@@ -298,7 +303,8 @@ export const loopback: {
   },
 }
 
-const REQUEST_BYTES_MAX = 1024 * 1024
+const REQUEST_BYTES_MAX = MiB
+const REQUESTS_BYTES = 512 * MiB
 
 /** The driver's half on this thread, one pair of buffers a request in flight. */
 class Requester {
@@ -307,7 +313,7 @@ class Requester {
   readonly #freeBuffers: number[] = []
 
   constructor(queueSize: number, eventIdx: boolean) {
-    this.memory = new SharedMemory({ sizeBytes: RING_AND_BUFFERS_BYTES, sealed: true })
+    this.memory = new SharedMemory({ sizeBytes: REQUESTS_BYTES, sealed: true })
     this.driver = new SplitDriver({ memory: this.memory, size: queueSize, eventIdx })
   }
 

@@ -1,0 +1,73 @@
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { run, start } from './processes.ts'
+import { guestTools, scriptsDirectory } from './tools.ts'
+
+/** How a guest is put together. */
+export interface GuestOptions {
+  /** The script of `test/front-ends/guest` that the guest runs. */
+  readonly scenario: 'disk' | 'entropy'
+  /** Number of CPUs; default 1. */
+  readonly cpuCount?: number
+  /** Arguments for QEMU that add the devices under test. */
+  readonly devices: readonly string[]
+}
+
+/** What a guest left behind. */
+export interface GuestReport {
+  /** All that the guest's console showed. */
+  readonly console: string
+  /** The guest's `result NAME VALUE` lines. `status` is `0` when every step of the scenario succeeded. */
+  readonly results: ReadonlyMap<string, string>
+  /** The lines of the console in which the guest's kernel complains: errors of the disk, hung tasks, crashes. */
+  readonly complaints: readonly string[]
+}
+
+/** A guest needs about 6 seconds; a machine that is busy and slow may take several times as long. */
+const LIMIT_SECONDS = 90
+const MEMORY = '512M'
+const COMPLAINT =
+  /I\/O error|EXT4-fs (error|warning)|hung|blocked for more than|stall|BUG:|WARNING:|Oops|panic|Call Trace/
+
+/** Emulates a machine from power on to power off. The memory is shared, as vhost-user needs it. */
+export async function bootGuest(options: GuestOptions): Promise<GuestReport> {
+  files ??= buildFiles()
+  const directory = await files
+  const machine = start(
+    [
+      guestTools.qemu.path!,
+      ...`-machine q35 -accel tcg,thread=multi -cpu max -smp ${options.cpuCount ?? 1}`.split(' '),
+      ...`-m ${MEMORY} -object memory-backend-memfd,id=memory,size=${MEMORY},share=on`.split(' '),
+      ...'-numa node,memdev=memory -nodefaults -no-reboot -display none -serial stdio'.split(' '),
+      ...['-kernel', join(directory, 'kernel'), '-initrd', join(directory, 'initramfs'), '-append'],
+      // A panic ends the machine at once; quiet leaves errors; the rest makes an emulated boot shorter.
+      `console=ttyS0 panic=-1 quiet mitigations=off tsc=reliable scenario=${options.scenario}`,
+      ...options.devices,
+    ],
+    LIMIT_SECONDS,
+  )
+  const exitStatus = await machine.exitStatus
+  const console = machine.stdout().replaceAll('\r', '') + machine.stderr()
+  if (exitStatus !== 0) {
+    throw new Error(`the guest did not power off (QEMU's status ${exitStatus})\n${console}`)
+  }
+  return {
+    console,
+    results: new Map(
+      Array.from(console.matchAll(/^result (\S+) (.*)$/gm), ([, name, value]) => [name!, value!]),
+    ),
+    complaints: console.split('\n').filter((line) => COMPLAINT.test(line)),
+  }
+}
+
+/** Kernel and root file system are the same for all guests of a process, so they are built once. */
+let files: Promise<string> | undefined
+
+async function buildFiles(): Promise<string> {
+  const directory = mkdtempSync(join(tmpdir(), 'hushring-guest-'))
+  process.once('exit', () => rmSync(directory, { recursive: true, force: true }))
+  const scripts = join(import.meta.dirname, '../front-ends/guest')
+  await run([join(scriptsDirectory, 'guest.sh'), guestTools.kernel.path!, scripts, directory], 60)
+  return directory
+}

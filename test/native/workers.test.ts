@@ -1,0 +1,168 @@
+import { once } from 'node:events'
+import { ftruncateSync, readFileSync, unlinkSync } from 'node:fs'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { Worker } from 'node:worker_threads'
+import test from 'ava'
+import { native } from '../../src/native.ts'
+import { MiB } from '../../src/units.ts'
+import { openFdCount } from '../helpers/open-fds.ts'
+import { temporaryDirectory } from '../helpers/processes.ts'
+import { until } from '../helpers/until.ts'
+
+const addonPath =
+  process.env.HUSHRING_NATIVE_PATH ??
+  fileURLToPath(new URL('../../build/Release/hushring.node', import.meta.url))
+
+/** Starts a worker thread that runs `program`, where `native` is the addon and `fds` what is given here. */
+function startWorker(program: string, fds: Record<string, number> = {}): Worker {
+  const script = `const { parentPort, workerData } = require('node:worker_threads')
+    const native = require(workerData.addonPath)
+    const fds = workerData.fds
+    ${program}`
+  return new Worker(script, { eval: true, workerData: { addonPath, fds } })
+}
+
+/** Mappings of this process that show memory files with this name. */
+function mappingCount(name: string): number {
+  return readFileSync('/proc/self/maps', 'utf8')
+    .split('\n')
+    .filter((line) => line.includes(`/memfd:${name} `)).length
+}
+
+test.serial('sixty workers are terminated while their watches, timers and memory are in use', async (t) => {
+  const program = `
+    const region = native.mapRegion(fds.memory, 0n, 0n, ${MiB}n, 0n)
+    const bytes = Buffer.from(region.windows[0])
+    let count = 0
+    // Rings itself, so that it is always in the middle of a call or about to be called.
+    native.watchReadable(fds.own, true, () => {
+      bytes.fill(count++ % 256)
+      native.eventfdSignal(fds.own)
+      native.eventfdSignal(fds.reply)
+    })
+    native.eventfdSignal(fds.own)
+    native.watchReadable(fds.kick, true, () => bytes.fill(1))
+    native.watchReadable(fds.idle, true, () => {}).unref()
+    const again = native.createMicroTimer(() => again.start(1))
+    again.start(1)
+    native.createMicroTimer(() => {}).start(60_000_000)
+    native.createMicroTimer(() => {}).close()`
+  const before = openFdCount()
+  const fds = {
+    memory: native.memfdCreate('hushring-workers', MiB, true),
+    own: native.eventfdCreate(),
+    reply: native.eventfdCreate(),
+    kick: native.eventfdCreate(),
+    idle: native.eventfdCreate(),
+  }
+  let residentBytes = 0
+  const roundCount = 60
+  for (let round = 0; round < roundCount; round++) {
+    const worker = startWorker(program, fds)
+    t.teardown(() => worker.terminate())
+    await until(() => native.eventfdDrain(fds.reply) > 0)
+    t.is(mappingCount('hushring-workers'), 1)
+    for (let kick = 0; kick < round; kick++) native.eventfdSignal(fds.kick)
+    t.is(await worker.terminate(), 1)
+    native.eventfdDrain(fds.reply)
+    t.is(mappingCount('hushring-workers'), 0)
+    // The first rounds fill the caches of the allocator.
+    if (round === roundCount / 3) residentBytes = process.memoryUsage().rss
+  }
+  t.true(process.memoryUsage().rss - residentBytes < 100 * MiB)
+  for (const fd of Object.values(fds)) native.closeFd(fd)
+  await until(() => openFdCount() <= before)
+  t.pass()
+})
+
+test('a worker that ends by itself or by process.exit() leaves nothing behind', async (t) => {
+  for (const end of ['', 'process.exit()', 'setImmediate(() => process.exit())']) {
+    const fds = { memory: native.memfdCreate('hushring-ends', MiB, true), event: native.eventfdCreate() }
+    const program = `
+      globalThis.region = native.mapRegion(fds.memory, 0n, 0n, ${MiB}n, 0n)
+      globalThis.watch = native.watchReadable(fds.event, true, () => {})
+      watch.unref()
+      native.createMicroTimer(() => {})
+      native.eventfdSignal(fds.event)
+      ${end}`
+    const [exitCode] = await once(startWorker(program, fds), 'exit')
+    t.is(exitCode, 0)
+    t.is(mappingCount('hushring-ends'), 0)
+    for (const fd of Object.values(fds)) native.closeFd(fd)
+  }
+})
+
+test('process.exit() and an exception in a callback end the worker and nothing else', async (t) => {
+  const event = native.eventfdCreate()
+  const watching = (body: string): Worker =>
+    startWorker(`native.watchReadable(fds.event, true, () => { ${body} })`, { event })
+  native.eventfdSignal(event)
+  t.deepEqual(await once(watching('process.exit(7)'), 'exit'), [7])
+  native.eventfdSignal(event)
+  const [error] = await once(watching(`throw new RangeError('in the worker')`), 'error')
+  t.true(error instanceof RangeError)
+  t.is(error.message, 'in the worker')
+  native.closeFd(event)
+})
+
+test.serial('a socket never has a wider mode, not even while it is being made', async (t) => {
+  const path = join(await temporaryDirectory(t), 'socket')
+  const umask = process.umask(0)
+  t.teardown(() => void process.umask(umask))
+  const stop = new Int32Array(new SharedArrayBuffer(8))
+  // Looks at the path all the time, from another thread.
+  const watcher = startWorker(`
+    const { statSync } = require('node:fs')
+    const modes = new Set()
+    let seenCount = 0
+    parentPort.once('message', ({ path, stop }) => {
+      parentPort.postMessage('looking')
+      while (Atomics.load(stop, 0) === 0) {
+        const stat = statSync(path, { throwIfNoEntry: false })
+        if (stat !== undefined && ++seenCount) modes.add(stat.mode & 0o777)
+        Atomics.store(stop, 1, seenCount)
+      }
+      parentPort.postMessage([...modes])
+    })`)
+  watcher.postMessage({ path, stop })
+  await once(watcher, 'message')
+  for (let round = 0; round < 1000 || Atomics.load(stop, 1) < 100; round++) {
+    native.closeFd(native.unixListen(path, 0o600, 1))
+    unlinkSync(path)
+  }
+  Atomics.store(stop, 0, 1)
+  t.deepEqual(await once(watcher, 'message'), [[0o600]])
+  await once(watcher, 'exit')
+})
+
+test('two threads watch one eventfd and map one file, and each is told of its own region', async (t) => {
+  const fds = { memory: native.memfdCreate('hushring-two', 2 * 4096, false), event: native.eventfdCreate() }
+  const worker = startWorker(
+    `const region = native.mapRegion(fds.memory, 0n, 0n, 8192n, 0n)
+    const watch = native.watchReadable(fds.event, false, () => {
+      watch.close()
+      parentPort.postMessage([Buffer.from(region.windows[0])[4096], region.truncated])
+    })
+    parentPort.postMessage('ready')`,
+    fds,
+  )
+  const exited = once(worker, 'exit')
+  await once(worker, 'message')
+  const region = native.mapRegion(fds.memory, 0n, 0n, 8192n, 0n)
+  let called = false
+  const watch = native.watchReadable(fds.event, false, () => {
+    watch.close()
+    called = true
+  })
+  ftruncateSync(fds.memory, 4096)
+  native.eventfdSignal(fds.event)
+  t.deepEqual(await once(worker, 'message'), [[0, true]])
+  await until(() => called)
+  t.false(region.truncated)
+  t.is(Buffer.from(region.windows[0]!)[4096], 0)
+  t.true(region.truncated)
+  await exited
+  region.close()
+  for (const fd of Object.values(fds)) native.closeFd(fd)
+})
