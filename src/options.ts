@@ -64,7 +64,10 @@ export function suggestion(misspelt: string, known: readonly string[]): string {
   const [nearest] = known
     .map((name) => ({ name, distance: editDistance(misspelt.toLowerCase(), name.toLowerCase()) }))
     .sort((one, other) => one.distance - other.distance)
-  const close = nearest !== undefined && nearest.distance <= Math.max(1, misspelt.length / 3)
+  const close =
+    nearest !== undefined &&
+    nearest.distance < misspelt.length &&
+    nearest.distance <= Math.max(2, misspelt.length / 3)
   return `: ${close ? `did you mean \`${nearest.name}\`? ` : ''}expected one of ${known.join(', ')}`
 }
 

@@ -218,7 +218,7 @@ class SplitQueue {
  private:
   // A queue whose memory file was made shorter reads zeros instead of what the driver wrote: it cannot go on.
   [[nodiscard]] std::int32_t unless_truncated(std::int32_t result) noexcept {
-    return result >= 0 && memory_.truncated() ? device_.break_queue(Fault::kMemoryTruncated) : result;
+    return memory_.truncated() ? device_.break_queue(Fault::kMemoryTruncated) : result;
   }
 
   // Status bytes of heads in flight lie in the memory they were taken under, which is kept as long as one does.

@@ -49,6 +49,7 @@ export function answer(
       // In the order of their deadlines, because every request has the same time.
       const inFlight = new Set<LateAnswer>()
       let sourceCompleted = false
+      let answering = false
       let deadline: Subscription | undefined
 
       const record = (request: RingRequest, completion: Completion): void => {
@@ -60,7 +61,12 @@ export function answer(
         inFlight.delete(late)
         record(late.request, completion)
         subscriber.next(1)
-        if (sourceCompleted && inFlight.size === 0) subscriber.complete()
+        completeIfThrough()
+      }
+
+      const completeIfThrough = (): void => {
+        // Not in the middle of a batch: a handler may end the source, and the rest of its batch is owed an answer.
+        if (sourceCompleted && !answering && inFlight.size === 0) subscriber.complete()
       }
 
       const expire = (): void => {
@@ -83,6 +89,7 @@ export function answer(
 
       const answerBatch = (batch: Batch): void => {
         let readyCount = 0
+        answering = true
         for (let index = 0; index < batch.count; index++) {
           const request = batch.requests[index]!
           const answered = callHandler(handler, request)
@@ -101,8 +108,10 @@ export function answer(
             }
           }
         }
+        answering = false
         armDeadline()
         if (readyCount > 0) subscriber.next(readyCount)
+        completeIfThrough()
       }
 
       const givingUp = giveUp?.subscribe((reason) => {
@@ -113,7 +122,7 @@ export function answer(
         error: (error) => subscriber.error(error),
         complete: () => {
           sourceCompleted = true
-          if (inFlight.size === 0) subscriber.complete()
+          completeIfThrough()
         },
       })
       return () => {

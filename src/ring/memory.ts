@@ -49,14 +49,19 @@ export class DriverMemory implements Pinnable {
   readonly regions: readonly SharedRegion[]
   /** The windows of all regions, in order: a segment names one by its index here. */
   readonly windows: readonly Buffer[]
+  /** Resolves when the generation has ended: retired, and nothing needs it any more. */
+  readonly ended: Promise<void>
   #pinCount = 0
   #retired = false
-  #closed = false
+  #end: (() => void) | undefined
 
   constructor(regions: readonly SharedRegion[]) {
     this.regions = regions
     this.windows = regions.flatMap((region) => region.windows)
     for (const region of regions) region.enterTable()
+    this.ended = new Promise((resolve) => {
+      this.#end = resolve
+    })
   }
 
   get nativeRegions(): NativeRegion[] {
@@ -84,8 +89,9 @@ export class DriverMemory implements Pinnable {
   }
 
   #closeWhenUnused(): void {
-    if (!this.#retired || this.#pinCount > 0 || this.#closed) return
-    this.#closed = true
+    if (!this.#retired || this.#pinCount > 0 || this.#end === undefined) return
     for (const region of this.regions) region.leaveTable()
+    this.#end()
+    this.#end = undefined
   }
 }

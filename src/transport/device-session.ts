@@ -144,14 +144,25 @@ export class DeviceSession implements QueueHost {
 
   /**
    * The driver is gone: aborts what is in flight, closes every file descriptor, and unmaps the memory as soon as no
-   * handler uses it. Calling it again does nothing.
+   * handler uses it. Resolves when the last handler has settled, so that a write of this driver cannot land after
+   * one of the next driver; it waits for that no longer than the grace time. Calling it again does nothing.
    */
   async close(): Promise<void> {
     if (this.#closed) return
     this.#closed = true
     clearInterval(this.#watchdog)
     for (const queue of this.#queues) queue.close()
-    this.#memoryTable.close()
+    const settled = this.#memoryTable.close().then(() => true)
+    let grace: NodeJS.Timeout | undefined
+    const late = new Promise<boolean>((resolve) => {
+      grace = setTimeout(resolve, this.options.stopGraceMs, false)
+    })
+    if (!(await Promise.race([settled, late]))) {
+      this.options.logger.warn(
+        'a handler has not settled after its driver went; its memory stays mapped until it does',
+      )
+    }
+    clearTimeout(grace)
   }
 
   /** Counts since the session began. `connections` is 0: the transport knows those. */

@@ -12,6 +12,8 @@ export type RegionIdentity = Pick<RegionDescription, 'guestAddress' | 'userAddre
  */
 export class MemoryTable {
   #memory = new DriverMemory([])
+  /** Generations that somebody still needs, the current one included. */
+  readonly #living = new Set<DriverMemory>([this.#memory])
 
   /** The current generation. */
   get memory(): DriverMemory {
@@ -37,14 +39,22 @@ export class MemoryTable {
     this.#become(left)
   }
 
-  /** Retires the current generation; the table is empty afterwards. */
-  close(): void {
+  /**
+   * Retires the current generation; the table is empty afterwards. Resolves when every generation has ended, which
+   * is when the last handler that works in one has settled.
+   */
+  async close(): Promise<void> {
+    const living = [...this.#living]
     this.#become([])
+    await Promise.all(living.map((memory) => memory.ended))
   }
 
   #become(regions: readonly SharedRegion[]): void {
     const older = this.#memory
-    this.#memory = new DriverMemory(regions)
+    const fresh = new DriverMemory(regions)
+    this.#memory = fresh
+    this.#living.add(fresh)
+    void fresh.ended.then(() => this.#living.delete(fresh))
     older.retire()
   }
 }

@@ -432,6 +432,23 @@ test(
 test('reports a negative number of bytes', failure, (io: RingRequest) => io.ok(-1), 'ERR_HANDLER_ANSWER')
 test('answers with a failure', failure, (io: RingRequest) => io.fail(boom), 'ERR_STORE_IO')
 
+test('answer: a source that completes in the middle of a batch still gets all of it answered', (t) => {
+  const queue = new FakeQueue()
+  const batches = new Subject<Batch>()
+  const seen: (number | string)[] = []
+  const handler = (io: RingRequest): Answer => {
+    batches.complete()
+    return io.ok()
+  }
+  batches.pipe(answer(queue, handler, noDeadline)).subscribe({
+    next: (count) => seen.push(count),
+    complete: () => seen.push('complete'),
+  })
+  batches.next(batchOf(3))
+  t.deepEqual(seen, [3, 'complete'])
+  t.is(queue.recorded.length, 3)
+})
+
 test('answer: a thenable that settles twice is one completion, and the second is counted', (t) => {
   const queue = new FakeQueue()
   let lateCount = 0
