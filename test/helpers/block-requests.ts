@@ -39,10 +39,11 @@ export function layered(layer: Layer, next: (io: BlockRequest) => unknown): Hand
   return layer(next as Handler)
 }
 
-/** Bytes that differ from place to place and from `salt` to `salt`. */
+/** Bytes that differ from place to place and from `salt` to `salt`. They repeat after 251, which divides no block. */
 export function pattern(lengthBytes: number, salt = 1): Buffer {
-  return Buffer.from(
-    Uint8Array.from({ length: lengthBytes }, (_, index) => index * 7 + (index >> 8) * 13 + salt * 31),
+  return Buffer.alloc(
+    lengthBytes,
+    Uint8Array.from({ length: 251 }, (_, index) => index * 7 + salt * 31),
   )
 }
 

@@ -1,0 +1,153 @@
+import { readFileSync } from 'node:fs'
+import { Command, InvalidArgumentError, Option, type OutputConfiguration } from 'commander'
+import { LAYERS, type Layer, layerFromText } from '../handlers/index.ts'
+import type { DemoOptions } from './demo.ts'
+import { parseDevice } from './device-option.ts'
+import { LOG_LEVELS } from './log.ts'
+import type { ServeVhostUserOptions } from './serve-vhost-user.ts'
+import { parseSize } from './sizes.ts'
+import { parseSuppression } from './suppression-option.ts'
+
+/** What the commands do; each resolves to the exit status. */
+export interface Actions {
+  demo(options: DemoOptions): Promise<number>
+  serveVhostUser(options: ServeVhostUserOptions): Promise<number>
+}
+
+/**
+ * Makes the command line `hushring`. After it has printed help, a version or what is wrong with the usage, it throws a
+ * `CommanderError`; it never ends the process.
+ *
+ * @param actions called with checked options
+ * @param onExitStatus called with what the action resolved to
+ * @param output where commander prints; default: the outputs of the process
+ */
+export function hushringProgram(
+  actions: Actions,
+  onExitStatus: (status: number) => void,
+  output: OutputConfiguration = {},
+): Command {
+  const program = new Command('hushring')
+    .description('Linux block devices and other virtio devices in TypeScript')
+    .version(packageVersion())
+    .exitOverride()
+    .configureOutput(output)
+  program
+    .command('demo')
+    .description(
+      'drive a disk in this process in three ways of notification, and compare them; needs no root',
+    )
+    .addOption(new Option('--seconds <n>', 'time for each way').default(4).argParser(parseCount))
+    .option('--json', 'one JSON object instead of a table')
+    .addHelpText('after', DEMO_EXAMPLES)
+    .action(async (options: DemoOptions) => onExitStatus(await actions.demo(options)))
+  const serve = program.command('serve').description('serve a device to another process')
+  addServeVhostUser(serve, async (options) => onExitStatus(await actions.serveVhostUser(options)))
+  return program
+}
+
+function addServeVhostUser(parent: Command, action: (options: ServeVhostUserOptions) => Promise<void>): void {
+  parent
+    .command('vhost-user')
+    .description('serve a device over a vhost-user socket, to QEMU, libblkio and the like')
+    .optionsGroup('Where front-ends connect:')
+    .option(
+      '--socket <path>',
+      'make the socket here, mode 0600; left out with socket activation (LISTEN_FDS)',
+    )
+    .option('--run <command>', 'run a shell command with $socket set, then stop and exit with its status')
+    .optionsGroup('The store of a disk (SIZE: 512, 64KiB, 1GiB …):')
+    .addOption(storeOption('--null <size>', 'reads zeros, forgets writes').argParser(parseSize))
+    .addOption(storeOption('--memory <size>', 'lives as long as the process').argParser(parseSize))
+    .addOption(storeOption('--file <path>', 'an image file or a block device'))
+    .option('--size <size>', 'the size the file must have; it is made if there is none', parseSize)
+    .optionsGroup('The device:')
+    .addOption(
+      new Option('--device <device>', 'blk, rng or a module such as ./my-device.js')
+        .default(parseDevice('blk'), 'blk')
+        .argParser(parseDevice),
+    )
+    .option('--read-only', 'refuse writes, and tell the driver so')
+    .option('--serial <text>', 'what the driver sees as the serial number, up to 20 characters')
+    .option('--block-size <bytes>', '512 or 4096', parseBlockSize, 512)
+    .option('--layer <name:key=value,…>', 'wrap the disk; again for more, the first one outermost', addLayer)
+    .optionsGroup('The rings:')
+    .option('--queues <n>', 'most virtqueues', parseCount, 1)
+    .option('--queue-size-max <n>', 'largest ring, a power of two', parseCount, 1024)
+    .option('--no-event-idx', 'suppress notifications by flags only')
+    .addOption(
+      new Option('--suppression <policy>', 'immediate, coalesce:N,MICROS or adaptive')
+        .default(parseSuppression('adaptive'), 'adaptive')
+        .argParser(parseSuppression),
+    )
+    .option('--strict', 'a malformed request breaks its queue')
+    .optionsGroup('What is told:')
+    .option('--stats <file>', 'keep statistics here, as JSON: each second and at the end')
+    .addOption(
+      new Option('--log-level <level>', 'how much goes to stderr').default('info').choices(LOG_LEVELS),
+    )
+    .option('--json', 'log JSON objects, one a line')
+    .addHelpText('after', layerHelp)
+    .addHelpText('after', SERVE_EXAMPLES)
+    .action(action)
+}
+
+const STORE_NAMES = ['null', 'memory', 'file']
+
+function storeOption(flags: string, description: string): Option {
+  const option = new Option(flags, description)
+  return option.conflicts(STORE_NAMES.filter((name) => name !== option.attributeName()))
+}
+
+function parseCount(text: string): number {
+  if (/^\d{1,9}$/.test(text) && Number(text) > 0) return Number(text)
+  throw new InvalidArgumentError('Write a whole number from 1.')
+}
+
+function parseBlockSize(text: string): 512 | 4096 {
+  if (text === '512') return 512
+  if (text === '4096') return 4096
+  throw new InvalidArgumentError('Use 512 or 4096.')
+}
+
+function addLayer(text: string, layers: readonly Layer[] = []): readonly Layer[] {
+  try {
+    return [...layers, layerFromText(text)]
+  } catch (error) {
+    throw new InvalidArgumentError((error as Error).message)
+  }
+}
+
+function packageVersion(): string {
+  const text = readFileSync(new URL('../../package.json', import.meta.url), 'utf8')
+  return (JSON.parse(text) as { version: string }).version
+}
+
+function layerHelp(): string {
+  const lines = LAYERS.flatMap(({ name, help, options }) => [
+    `  ${name.padEnd(12)}${help}`,
+    ...Object.entries(options).map(([key, { type, help }]) => `    ${`${key}=${type}`.padEnd(26)}${help}`),
+  ])
+  return ['', 'Layers, outermost first (--layer NAME:KEY=VALUE,…):', ...lines].join('\n')
+}
+
+const DEMO_EXAMPLES = `
+Examples:
+  hushring demo
+  hushring demo --seconds 1 --json
+`
+
+const SERVE_EXAMPLES = `
+Prints "ready vhost-user PATH" when it can accept a front-end. SIGTERM or SIGINT drains, removes the socket and exits
+with 0; a second one exits at once. Exit status: 0 done, 1 failed, 2 wrong usage.
+
+Examples:
+  A disk in a file, for QEMU (-chardev socket,id=c,path=./d.sock -device vhost-user-blk-pci,chardev=c, shared memory):
+    hushring serve vhost-user --socket ./d.sock --file disk.img --size 1GiB
+  A slow and unreliable disk, to see how a guest takes it:
+    hushring serve vhost-user --socket ./d.sock --memory 256MiB --layer fault:errorPercent=1 --layer trace
+  A disk for the length of one command:
+    hushring serve vhost-user --memory 64MiB --run 'blkio-bench virtio-blk-vhost-user path=$socket'
+  A device of your own, with statistics to look at:
+    hushring serve vhost-user --socket ./d.sock --device ./my-device.js --stats stats.json
+`

@@ -1,0 +1,65 @@
+import type { BlockDevice } from '../handlers/device.ts'
+import { fileDisk, memoryDisk, nullDisk } from '../handlers/index.ts'
+import { formatSize } from './sizes.ts'
+import { UsageError } from './usage-error.ts'
+
+/** The options that say where a disk's bytes live and how the disk looks. Sizes are in bytes. */
+export interface StoreOptions {
+  readonly null?: number
+  readonly memory?: number
+  readonly file?: string
+  /** Only with `file`. */
+  readonly size?: number
+  readonly blockSize: 512 | 4096
+  readonly readOnly?: boolean
+  readonly serial?: string
+}
+
+/**
+ * Checks that the options name exactly one store of whole blocks. (That they name not two is checked where they are
+ * parsed.)
+ *
+ * @throws UsageError
+ */
+export function checkStoreOptions(options: StoreOptions): void {
+  const { blockSize } = options
+  if (!namesStore(options)) {
+    throw new UsageError('no store is named: give --null SIZE, --memory SIZE or --file PATH')
+  }
+  if (options.size !== undefined && options.file === undefined) {
+    throw new UsageError(
+      '--size is the size of a file: it needs --file PATH; the others take their size themselves',
+    )
+  }
+  for (const name of ['null', 'memory', 'size'] as const) {
+    const sizeBytes = options[name]
+    if (sizeBytes === undefined || sizeBytes % blockSize === 0) continue
+    const next = Math.ceil(sizeBytes / blockSize) * blockSize
+    throw new UsageError(
+      `--${name} ${sizeBytes} is not a multiple of the block size of ${blockSize} bytes; use ${formatSize(next)}`,
+    )
+  }
+}
+
+/** True when the options name a store. */
+export function namesStore(options: StoreOptions): boolean {
+  return options.null !== undefined || options.memory !== undefined || options.file !== undefined
+}
+
+/** Opens the store that {@link checkStoreOptions} passed. The caller closes it. */
+export async function openStore(options: StoreOptions): Promise<BlockDevice> {
+  const { blockSize: blockBytes, readOnly = false, serial } = options
+  const shape = { blockBytes, readOnly, ...(serial !== undefined && { serial }) }
+  if (options.file !== undefined) {
+    const { file: path, size: sizeBytes } = options
+    return fileDisk({
+      ...shape,
+      path,
+      // Whoever types a path means what it leads to: /dev/disk/by-id is made of symbolic links.
+      followSymlinks: true,
+      ...(sizeBytes !== undefined && { sizeBytes, create: !readOnly }),
+    })
+  }
+  if (options.memory !== undefined) return memoryDisk({ capacityBytes: options.memory, ...shape })
+  return nullDisk({ capacityBytes: options.null!, ...shape })
+}
