@@ -1,0 +1,23 @@
+import { GiB, loopback, nullDisk } from '../src/index.ts'
+
+/**
+ * Bytes of JavaScript heap allocated a request on the synchronous path: a null disk over the loopback, no garbage
+ * collection in between (the caller starts node with a young generation that is large enough).
+ */
+export async function benchAllocations(): Promise<number> {
+  const disk = nullDisk({ capacityBytes: GiB })
+  const connection = await loopback.connect({ device: disk })
+  await connection.runLoad({ queueDepth: 32, requestCountMax: 200_000, durationMs: 0, verify: false })
+  globalThis.gc?.()
+  const before = process.memoryUsage().heapUsed
+  const { requests } = await connection.runLoad({
+    queueDepth: 32,
+    requestCountMax: 1_000_000,
+    durationMs: 0,
+    verify: false,
+  })
+  const bytes = process.memoryUsage().heapUsed - before
+  await connection.close()
+  await disk.close()
+  return bytes / requests
+}

@@ -1,0 +1,76 @@
+import { GiB } from '../src/index.ts'
+import { serveWithHushring, serveWithStorageDaemon } from '../test/helpers/back-ends.ts'
+import { type BlkioWorkload, blkioBench } from '../test/helpers/blkio.ts'
+import { blkioTools, storageDaemon } from '../test/helpers/tools.ts'
+import { interleave, markdownTable, spreadOf } from './statistics.ts'
+
+const store = { nullBytes: GiB }
+// A null disk that clears 4 KiB a read would measure memset.
+const peerStore = `driver=null-co,size=${GiB},read-zeroes=off`
+
+/** Work that is torn down in the order opposite to that in which it was set up. */
+class Scope {
+  readonly #tasks: (() => unknown)[] = []
+  teardown(task: () => unknown): void {
+    this.#tasks.push(task)
+  }
+  async end(): Promise<void> {
+    for (const task of this.#tasks.reverse()) await task()
+  }
+}
+
+interface Case {
+  readonly name: string
+  readonly socketPath: string
+  readonly ioDepth: number
+}
+
+/**
+ * Measures 4 KiB reads on a null disk by libblkio's blkio-bench, against hushring with each policy and against
+ * qemu-storage-daemon, in alternation. Returns a Markdown table, or a sentence that says what is missing.
+ */
+export async function benchBlkio(roundCount: number): Promise<string> {
+  const heading = '### blkio-bench, null disk, 4 KiB reads\n\n'
+  const missing = [blkioTools.bench, storageDaemon].filter(({ path }) => path === undefined)
+  if (missing.length > 0)
+    return `${heading}Not run: ${missing.map(({ name }) => name).join(', ')} is missing.`
+  const scope = new Scope()
+  try {
+    const peer = await serveWithStorageDaemon(scope, { store }, peerStore)
+    const policies = ['immediate', 'coalesce:32,50', 'adaptive']
+    const ours = await Promise.all(
+      policies.map(async (policy) => ({
+        name: `hushring, ${policy}`,
+        socketPath: (await serveWithHushring(scope, { store }, ['--suppression', policy])).socketPath,
+      })),
+    )
+    const servers = [{ name: 'qemu-storage-daemon', socketPath: peer.socketPath }, ...ours]
+    const cases: Case[] = [1, 8, 32, 128].flatMap((ioDepth) =>
+      servers.map((server) => ({ ...server, ioDepth })),
+    )
+    const samples = await interleave(cases, roundCount, async ({ socketPath, ioDepth }) => {
+      const workload: BlkioWorkload = { socketPath, ioDepth, readWrite: 'randread', runtimeSeconds: 1 }
+      return (await blkioBench(workload)).iops
+    })
+    return heading + tableOf(cases, samples)
+  } finally {
+    await scope.end()
+  }
+}
+
+function tableOf(cases: readonly Case[], samples: readonly (readonly number[])[]): string {
+  const kilo = (value: number): string => `${Math.round(value / 1000)}k`
+  const spreads = samples.map((iops) => spreadOf(iops))
+  const rows = cases.map(({ name, ioDepth }, index) => {
+    const { median, min, max } = spreads[index]!
+    // The peer is the first case of its depth.
+    const peer = spreads[cases.findIndex((one) => one.ioDepth === ioDepth)]!
+    return [
+      name,
+      String(ioDepth),
+      `${kilo(median)} (${kilo(min)} to ${kilo(max)})`,
+      (median / peer.median).toFixed(2),
+    ]
+  })
+  return markdownTable(['back-end', 'QD', 'IOPS (min to max)', '× qemu-storage-daemon'], rows)
+}

@@ -1,0 +1,42 @@
+/** Median, smallest and largest of a few samples. */
+export interface Spread {
+  readonly median: number
+  readonly min: number
+  readonly max: number
+}
+
+/** Summarises samples; at least one is needed. */
+export function spreadOf(samples: readonly number[]): Spread {
+  const sorted = [...samples].sort((one, other) => one - other)
+  const middle = sorted.length >> 1
+  const median = sorted.length % 2 === 1 ? sorted[middle]! : (sorted[middle - 1]! + sorted[middle]!) / 2
+  return { median, min: sorted[0]!, max: sorted.at(-1)! }
+}
+
+/**
+ * Runs every case once a round, in an order that turns by one each round, so that a slow moment of a shared machine
+ * does not fall on the same case each time.
+ *
+ * @returns the samples of each case, in the order of `cases`
+ */
+export async function interleave<C, S>(
+  cases: readonly C[],
+  roundCount: number,
+  run: (one: C) => Promise<S>,
+): Promise<S[][]> {
+  const samples: S[][] = cases.map(() => [])
+  for (let round = 0; round < roundCount; round++) {
+    for (let step = 0; step < cases.length; step++) {
+      const index = (step + round) % cases.length
+      samples[index]!.push(await run(cases[index]!))
+    }
+  }
+  return samples
+}
+
+/** A table in Markdown. */
+export function markdownTable(header: readonly string[], rows: readonly (readonly string[])[]): string {
+  const line = (cells: readonly string[]): string => `| ${cells.join(' | ')} |`
+  const rule = header.map((_, index) => (index === 0 ? '---' : '---:'))
+  return [line(header), line(rule), ...rows.map(line)].join('\n')
+}
