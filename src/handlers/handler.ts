@@ -82,11 +82,12 @@ export function mapAnswer(answer: Answer, project: (completion: Completion) => C
  */
 export function flatMapAnswer(answer: Answer, project: (completion: Completion) => Answer): Answer {
   if (isPromiseLike(answer)) return answer.then((completion) => settled(project(completion)))
-  if (isObservable(answer))
+  if (isObservable(answer)) {
     return answer.pipe(
       take(1),
       mergeMap((completion) => observed(project(completion))),
     )
+  }
   return project(answer)
 }
 

@@ -79,8 +79,6 @@ export interface LoopbackEvents {
 }
 
 const EVENT_IDX = 1n << 29n
-const INDIRECT_DESC = 1n << 28n
-const VERSION_1 = 1n << 32n
 const STALL_MS = 1000
 /** Room for rings of any size; pages that nobody touches cost nothing. */
 const RING_BYTES_MAX = 16 * MiB
@@ -239,7 +237,7 @@ export class Loopback extends EventEmitter<LoopbackEvents> {
     addresses: RingAddresses,
     shared: { readonly kickFd: number; readonly callFd: number; readonly memory: RegionDescription },
   ): void {
-    this.#session.setFeatures(VERSION_1 | INDIRECT_DESC | (eventIdx ? EVENT_IDX : 0n))
+    this.#session.setFeatures(this.#session.offeredFeatures & (eventIdx ? ~0n : ~EVENT_IDX))
     this.#session.setMemory([shared.memory])
     const queue = this.#session.queue(0)
     queue.setSize(this.#queueSize)

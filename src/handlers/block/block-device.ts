@@ -85,8 +85,9 @@ export function blockDevice(options: BlockDeviceOptions): BlockDevice {
   })
   const capacityBytes = wholeBlocks('capacityBytes', options.capacityBytes, blockBytes)
   const geometry = { capacityBytes, blockBytes }
-  if (!readOnly && write === undefined)
+  if (!readOnly && write === undefined) {
     throw optionTypeError('write', 'a function unless readOnly is true', write)
+  }
   const verbs: BlockVerbs = {
     read: functionOf('read', options.read),
     write: optionalFunction('write', write),
@@ -116,8 +117,9 @@ export function blockDevice(options: BlockDeviceOptions): BlockDevice {
 /** Checks the options that every store takes, and fills in the defaults. Throws naming the option. */
 export function checkedShape(options: DiskShapeOptions): Required<DiskShapeOptions> {
   const { blockBytes = 512, serial = '', readOnly = false } = options
-  if (blockBytes !== 512 && blockBytes !== 4096)
+  if (blockBytes !== 512 && blockBytes !== 4096) {
     throw optionRangeError('blockBytes', '512 or 4096', blockBytes)
+  }
   if (!/^[\x20-\x7e]{0,20}$/.test(stringOf('serial', serial))) {
     throw optionRangeError('serial', 'up to 20 printable ASCII characters', serial)
   }

@@ -2,7 +2,7 @@ import { HushringError } from '../../errors.ts'
 import { type Completion, isCompletion, type RingRequest } from '../../ring/request.ts'
 import type { SegmentList } from '../../ring/segments.ts'
 import { SECTOR_BYTES } from '../../units.ts'
-import type { BlockDevice, VirtioDevice } from '../device.ts'
+import type { BlockDevice, BlockGeometry, VirtioDevice } from '../device.ts'
 import { type Answer, flatMapAnswer, type Handler, mapAnswer } from '../handler.ts'
 import { writeThrough } from '../layers/write-through.ts'
 import { virtioDevice } from '../virtio-device.ts'
@@ -26,17 +26,20 @@ const Feature = {
 const RequestType = { IN: 0, OUT: 1, FLUSH: 4, GET_ID: 8, DISCARD: 11, WRITE_ZEROES: 13 } as const
 
 /** The header: type u32, reserved u32, sector u64, as little-endian words. */
-const HeaderWord = { type: 0, sectorLow: 2, sectorHigh: 3 } as const
+const HeaderWord = { type: 0, sectorLow: 2 } as const
 const HEADER_BYTES = 16
 
-/** One range of a DISCARD or WRITE_ZEROES: sector u64, num_sectors u32, flags u32. */
+/** One range of a DISCARD or WRITE_ZEROES: sector u64, num_sectors u32, flags u32, as little-endian words. */
+const RangeWord = { sectorLow: 0, sectorCount: 2, flags: 3, count: 4 } as const
 const RANGE_BYTES = 16
 const RANGE_FLAG_UNMAP = 1
 /** Ranges in one request. They are done one after the other, so this bounds how long it holds its answer. */
 const RANGE_COUNT_MAX = 16
-/** A discard is cheap for a store, zeros may have to be written. */
-const DISCARD_SECTORS_MAX = 2 ** 32 / SECTOR_BYTES
-const WRITE_ZEROES_SECTORS_MAX = 2 ** 26 / SECTOR_BYTES
+/** 4 GiB and 64 MiB: a discard is cheap for a store, zeros may have to be written. */
+const RANGE_LIMITS = {
+  discard: { sectorCountMax: 2 ** 32 / SECTOR_BYTES, flags: 0 },
+  writeZeroes: { sectorCountMax: 2 ** 26 / SECTOR_BYTES, flags: RANGE_FLAG_UNMAP },
+} as const
 
 /**
  * Data segments of one request: a ring of 128 descriptors without header and status, the smallest ring that
@@ -96,12 +99,12 @@ function configOf({ geometry, abilities }: BlockDevice, queueCount: number): Uin
   config.writeUInt16LE(blocksPerPhysical, 26) // min_io_size
   config.writeUInt16LE(queueCount, 34) // num_queues
   if (abilities.discard) {
-    config.writeUInt32LE(DISCARD_SECTORS_MAX, 36) // max_discard_sectors
+    config.writeUInt32LE(RANGE_LIMITS.discard.sectorCountMax, 36) // max_discard_sectors
     config.writeUInt32LE(RANGE_COUNT_MAX, 40) // max_discard_seg
     config.writeUInt32LE(blockBytes / SECTOR_BYTES, 44) // discard_sector_alignment
   }
   if (abilities.writeZeroes) {
-    config.writeUInt32LE(WRITE_ZEROES_SECTORS_MAX, 48) // max_write_zeroes_sectors
+    config.writeUInt32LE(RANGE_LIMITS.writeZeroes.sectorCountMax, 48) // max_write_zeroes_sectors
     config.writeUInt32LE(RANGE_COUNT_MAX, 52) // max_write_zeroes_seg
     config.writeUInt8(1, 56) // write_zeroes_may_unmap
   }
@@ -128,15 +131,15 @@ function codec(disk: BlockDevice, features: bigint): Handler<RingRequest> {
 
   const transfer = (request: RingRequest, verb: 'read' | 'write', data: SegmentList): Answer => {
     if (data.byteLength === 0) return request.fail(noDataError(verb))
-    const offsetBytes = sectorOf(request.headerWords) * SECTOR_BYTES
+    const offsetBytes = u64At(request.headerWords, HeaderWord.sectorLow) * SECTOR_BYTES
     const error = rangeError(geometry, offsetBytes, data.byteLength)
     return error === undefined ? ask(request, verb, offsetBytes, data) : request.fail(error)
   }
 
-  const ranges = (request: RingRequest, verb: 'discard' | 'writeZeroes', isOffered: boolean): Answer => {
+  const ranges = (request: RingRequest, verb: keyof typeof RANGE_LIMITS, feature: bigint): Answer => {
     if (readOnly) return request.fail(new HushringError('ERR_BLOCK_READ_ONLY'))
-    if (!isOffered) return request.unsupported()
-    const parsed = parseRanges(request, verb, disk)
+    if (!abilities[verb] || !accepted(feature)) return request.unsupported()
+    const parsed = parseRanges(request, verb, geometry)
     return Array.isArray(parsed) ? inTurn(next, request, parsed) : parsed
   }
 
@@ -154,18 +157,18 @@ function codec(disk: BlockDevice, features: bigint): Handler<RingRequest> {
         return countBytes === 0 ? request.fail(noDataError('read')) : request.ok(countBytes)
       }
       case RequestType.DISCARD:
-        return ranges(request, 'discard', abilities.discard && accepted(Feature.DISCARD))
+        return ranges(request, 'discard', Feature.DISCARD)
       case RequestType.WRITE_ZEROES:
-        return ranges(request, 'writeZeroes', abilities.writeZeroes && accepted(Feature.WRITE_ZEROES))
+        return ranges(request, 'writeZeroes', Feature.WRITE_ZEROES)
       default:
         return request.unsupported()
     }
   }
 }
 
-/** The u64 as a number: inexact from 2^53 on, where it is past the end of any disk. */
-function sectorOf(headerWords: Uint32Array): number {
-  return headerWords[HeaderWord.sectorHigh]! * 2 ** 32 + headerWords[HeaderWord.sectorLow]!
+/** A u64 as a number: inexact from 2^53 on, where as a sector it is past the end of any disk. */
+function u64At(words: Uint32Array, lowWord: number): number {
+  return words[lowWord + 1]! * 2 ** 32 + words[lowWord]!
 }
 
 function noDataError(verb: 'read' | 'write'): HushringError {
@@ -190,41 +193,47 @@ function doneWithoutData(request: RingRequest): Completion {
 /** Checks all ranges before the first one is done. Returns the requests to make of them, or the answer. */
 function parseRanges(
   request: RingRequest,
-  verb: 'discard' | 'writeZeroes',
-  { geometry }: BlockDevice,
+  verb: keyof typeof RANGE_LIMITS,
+  geometry: BlockGeometry,
 ): BlockRequest[] | Completion {
   const { byteLength } = request.readable
-  const count = byteLength / RANGE_BYTES
-  if (!Number.isInteger(count) || count < 1 || count > RANGE_COUNT_MAX) {
-    return request.fail(
-      segmentsError(`${byteLength} bytes are not 1 to ${RANGE_COUNT_MAX} ranges of ${RANGE_BYTES}`),
-    )
+  const rangeCount = byteLength / RANGE_BYTES
+  if (!Number.isInteger(rangeCount) || rangeCount < 1 || rangeCount > RANGE_COUNT_MAX) {
+    const message = `${byteLength} bytes are not 1 to ${RANGE_COUNT_MAX} ranges of ${RANGE_BYTES}`
+    return request.fail(new HushringError('ERR_BLOCK_SEGMENTS', message))
   }
   // One copy: the driver can change its memory between a check and a use.
-  const words = new Uint32Array(count * 4)
+  const words = new Uint32Array(rangeCount * RangeWord.count)
   request.readable.copyTo(Buffer.from(words.buffer))
-  const sectorsMax = verb === 'discard' ? DISCARD_SECTORS_MAX : WRITE_ZEROES_SECTORS_MAX
-  const allowedFlags = verb === 'discard' ? 0 : RANGE_FLAG_UNMAP
   const parsed: BlockRequest[] = []
-  for (let at = 0; at < words.length; at += 4) {
-    const sectorCount = words[at + 2]!
-    const flags = words[at + 3]!
-    if ((flags & ~allowedFlags) !== 0) return request.unsupported()
-    if (sectorCount > sectorsMax)
-      return request.fail(segmentsError(`${sectorCount} sectors in a range of at most ${sectorsMax}`))
-    const offsetBytes = (words[at + 1]! * 2 ** 32 + words[at]!) * SECTOR_BYTES
-    const lengthBytes = sectorCount * SECTOR_BYTES
-    const error = rangeError(geometry, offsetBytes, lengthBytes)
-    if (error !== undefined) return request.fail(error)
-    const mayUnmap = (flags & RANGE_FLAG_UNMAP) !== 0
-    if (lengthBytes > 0)
-      parsed.push(new BlockRequest().assign(request, verb, offsetBytes, lengthBytes, NO_DATA, mayUnmap))
+  for (let at = 0; at < words.length; at += RangeWord.count) {
+    const range = parseRange(request, verb, geometry, words.subarray(at, at + RangeWord.count))
+    if (isCompletion(range)) return range
+    if (range.lengthBytes > 0) parsed.push(range)
   }
   return parsed
 }
 
-function segmentsError(message: string): HushringError {
-  return new HushringError('ERR_BLOCK_SEGMENTS', message)
+function parseRange(
+  request: RingRequest,
+  verb: keyof typeof RANGE_LIMITS,
+  geometry: BlockGeometry,
+  words: Uint32Array,
+): BlockRequest | Completion {
+  const limits = RANGE_LIMITS[verb]
+  const flags = words[RangeWord.flags]!
+  if ((flags & ~limits.flags) !== 0) return request.unsupported()
+  const sectorCount = words[RangeWord.sectorCount]!
+  if (sectorCount > limits.sectorCountMax) {
+    const message = `a range has ${sectorCount} sectors, the limit is ${limits.sectorCountMax}`
+    return request.fail(new HushringError('ERR_BLOCK_SEGMENTS', message))
+  }
+  const offsetBytes = u64At(words, RangeWord.sectorLow) * SECTOR_BYTES
+  const lengthBytes = sectorCount * SECTOR_BYTES
+  const error = rangeError(geometry, offsetBytes, lengthBytes)
+  if (error !== undefined) return request.fail(error)
+  const mayUnmap = (flags & RANGE_FLAG_UNMAP) !== 0
+  return new BlockRequest().assign(request, verb, offsetBytes, lengthBytes, NO_DATA, mayUnmap)
 }
 
 /** Does one range after the other; the first that fails answers for all, and those after it are not done. */

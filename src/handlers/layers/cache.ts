@@ -28,8 +28,9 @@ export function cache(options: CacheOptions): Layer {
   refuseUnknownOptions(options, ['sizeBytes', 'blockBytes'])
   const { blockBytes = 4096 } = options
   integerIn('blockBytes', blockBytes, 512, 1024 * 1024)
-  if ((blockBytes & (blockBytes - 1)) !== 0)
+  if ((blockBytes & (blockBytes - 1)) !== 0) {
     throw optionRangeError('blockBytes', 'a power of two', blockBytes)
+  }
   const sizeBytes = integerIn('sizeBytes', options.sizeBytes, blockBytes, Number.MAX_SAFE_INTEGER)
   return (next) => {
     const cached = new CachedDisk(next, blockBytes, sizeBytes)

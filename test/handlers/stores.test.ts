@@ -1,0 +1,452 @@
+import { execFileSync } from 'node:child_process'
+import {
+  chmodSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
+import test, { type ExecutionContext } from 'ava'
+import fc from 'fast-check'
+import { HushringError } from '../../src/errors.ts'
+import type { BlockVerb } from '../../src/handlers/block/block-request.ts'
+import {
+  type BlockDevice,
+  type FileDiskOptions,
+  fileDisk,
+  memoryDisk,
+  nullDisk,
+} from '../../src/handlers/index.ts'
+import { isCompletion } from '../../src/ring/request.ts'
+import { SegmentList } from '../../src/ring/segments.ts'
+import { KiB, MiB } from '../../src/units.ts'
+import { ask, blockRequest, describe, pattern, readFrom } from '../helpers/block-requests.ts'
+import { openFdCount } from '../helpers/open-fds.ts'
+import { until } from '../helpers/until.ts'
+
+function temporaryFolder(t: ExecutionContext): string {
+  const folder = mkdtempSync(join(tmpdir(), 'hushring-stores-'))
+  t.teardown(() => rmSync(folder, { recursive: true, force: true }))
+  return folder
+}
+
+function temporaryFile(t: ExecutionContext, sizeBytes: number): string {
+  const path = join(temporaryFolder(t), 'disk.img')
+  writeFileSync(path, '')
+  truncateSync(path, sizeBytes)
+  return path
+}
+
+async function openFile(t: ExecutionContext, options: FileDiskOptions): Promise<BlockDevice> {
+  const disk = await fileDisk(options)
+  t.teardown(() => disk.close())
+  return disk
+}
+
+// ---- every store against a plain model ----------------------------------------------------------------------------
+
+interface Step {
+  readonly verb: Exclude<BlockVerb, 'flush'>
+  readonly block: number
+  readonly count: number
+  readonly salt: number
+  /** Where the data is cut into two pieces. */
+  readonly cut: number
+}
+
+function steps(blockCount: number, borderBlocks: number): fc.Arbitrary<Step[]> {
+  const nearBorder = fc
+    .tuple(fc.nat(Math.floor(blockCount / borderBlocks)), fc.integer({ min: -3, max: 3 }))
+    .map(([border, distance]) => Math.min(Math.max(0, border * borderBlocks + distance), blockCount - 1))
+  const step = fc.record({
+    verb: fc.constantFrom<Step['verb']>('read', 'write', 'write', 'discard', 'writeZeroes'),
+    block: fc.oneof(nearBorder, fc.nat(blockCount - 1)),
+    count: fc.oneof(fc.integer({ min: 1, max: 8 }), fc.integer({ min: 1, max: blockCount })),
+    salt: fc.nat(255),
+    cut: fc.nat(4096),
+  })
+  return fc.array(step, { minLength: 1, maxLength: 20 })
+}
+
+/** Does the steps on a disk and on a plain buffer; says where they first differ. `discardZeroes`: what it reads as. */
+async function firstDifference(
+  disk: BlockDevice,
+  model: Buffer,
+  program: readonly Step[],
+): Promise<string | undefined> {
+  for (const { verb, block, count, salt, cut } of program) {
+    const offsetBytes = block * 512
+    const lengthBytes = Math.min(count * 512, model.length - offsetBytes)
+    const bytes = verb === 'write' ? pattern(lengthBytes, salt) : Buffer.alloc(lengthBytes, 0xee)
+    const data = SegmentList.of(bytes.subarray(0, cut % lengthBytes), bytes.subarray(cut % lengthBytes))
+    const io = blockRequest(verb, offsetBytes, lengthBytes)
+    if (verb === 'read' || verb === 'write') io.data = data
+    const completion = await ask(disk, io)
+    if (completion.result !== 'ok') return `${verb}: ${describe(completion)}`
+    const expected = model.subarray(offsetBytes, offsetBytes + lengthBytes)
+    if (verb === 'write') bytes.copy(expected)
+    if (verb === 'discard' || verb === 'writeZeroes') expected.fill(0)
+    if (verb === 'read' && !bytes.equals(expected)) return `read of ${lengthBytes} at ${offsetBytes}`
+  }
+  const all = await readFrom(disk, 0, model.length)
+  return all.equals(model) ? undefined : 'the disk as a whole'
+}
+
+const MODEL_BYTES = 3 * MiB + 512 * 3
+
+test('memoryDisk: any sequence of requests does what it does to a plain buffer', async (t) => {
+  await fc.assert(
+    fc.asyncProperty(steps(MODEL_BYTES / 512, MiB / 512), async (program) => {
+      const disk = memoryDisk({ capacityBytes: MODEL_BYTES })
+      t.is(await firstDifference(disk, Buffer.alloc(MODEL_BYTES), program), undefined)
+    }),
+    { numRuns: 60 },
+  )
+})
+
+test('the comparison with a plain buffer notices a disk that forgets writes (control)', async (t) => {
+  const details = await fc.check(
+    fc.asyncProperty(steps(64, 8), async (program) => {
+      const found = await firstDifference(
+        nullDisk({ capacityBytes: 32 * KiB }),
+        Buffer.alloc(32 * KiB),
+        program,
+      )
+      return found === undefined
+    }),
+  )
+  t.true(details.failed)
+})
+
+test('fileDisk: any sequence of requests does what it does to a plain buffer', async (t) => {
+  const sizeBytes = 256 * KiB
+  const folder = temporaryFolder(t)
+  let fileNumber = 0
+  await fc.assert(
+    fc.asyncProperty(steps(sizeBytes / 512, 64), async (program) => {
+      const path = join(folder, `${fileNumber++}.img`)
+      const disk = await fileDisk({ path, sizeBytes, create: true })
+      const model = Buffer.alloc(sizeBytes)
+      const possible = program.filter(({ verb }) => verb !== 'discard')
+      t.is(await firstDifference(disk, model, possible), undefined)
+      await disk.close()
+      t.true(readFileSync(path).equals(model))
+    }),
+    { numRuns: 30 },
+  )
+})
+
+// ---- null -------------------------------------------------------------------------------------------------------
+
+test('nullDisk: reads zeros over whatever the buffer held, and forgets the rest', async (t) => {
+  const disk = nullDisk({ capacityBytes: MiB })
+  t.is(describe(await ask(disk, blockRequest('write', 0, pattern(4096)))), 'ok')
+  t.true((await readFrom(disk, 0, 4096)).equals(Buffer.alloc(4096)))
+  for (const verb of ['flush', 'discard', 'writeZeroes'] as const) {
+    t.is(describe(await ask(disk, blockRequest(verb, 0, 512))), 'ok')
+  }
+  t.is(describe(await ask(disk, blockRequest('read', MiB, Buffer.alloc(512)))), 'ERR_BLOCK_RANGE')
+})
+
+/** Memory in buffers that are still in use. The tests that ask run alone. */
+function bufferBytes(): number {
+  setFlagsFromString('--expose-gc')
+  runInNewContext('gc')()
+  return process.memoryUsage().arrayBuffers
+}
+
+// ---- memory -----------------------------------------------------------------------------------------------------
+
+test.serial('memoryDisk: a tebibyte costs only what is written', async (t) => {
+  const disk = memoryDisk({ capacityBytes: 2 ** 40 })
+  const before = bufferBytes()
+  const data = pattern(1024)
+  for (const offsetBytes of [0, 2 ** 33 - 512, 2 ** 40 - 1024]) {
+    t.is(describe(await ask(disk, blockRequest('write', offsetBytes, data))), 'ok')
+    t.true((await readFrom(disk, offsetBytes, 1024)).equals(data))
+  }
+  t.true((await readFrom(disk, 2 ** 39, 4096)).equals(Buffer.alloc(4096)))
+  // The write at 8 GiB - 512 lies in two chunks, so there are four of them.
+  t.true(bufferBytes() - before < 5 * MiB)
+  t.is(describe(await ask(disk, blockRequest('read', 2 ** 40, Buffer.alloc(512)))), 'ERR_BLOCK_RANGE')
+})
+
+test.serial('memoryDisk: discarding and zeroing whole MiB gives the memory back', async (t) => {
+  const disk = memoryDisk({ capacityBytes: 64 * MiB })
+  const before = bufferBytes()
+  for (let index = 0; index < 64; index++) await ask(disk, blockRequest('write', index * MiB, pattern(512)))
+  t.true(bufferBytes() - before > 48 * MiB)
+  await ask(disk, blockRequest('discard', 0, 32 * MiB))
+  await ask(disk, blockRequest('writeZeroes', 32 * MiB, 32 * MiB))
+  // The collector frees buffers on a thread of its own.
+  await until(() => bufferBytes() - before < MiB)
+  t.true((await readFrom(disk, 0, MiB)).equals(Buffer.alloc(MiB)))
+})
+
+test('memoryDisk and nullDisk answer at once, always with the same object', (t) => {
+  for (const disk of [memoryDisk({ capacityBytes: MiB }), nullDisk({ capacityBytes: MiB })]) {
+    const answers = [
+      disk.handler(blockRequest('write', 512, pattern(512))),
+      disk.handler(blockRequest('read', 0, Buffer.alloc(4096))),
+      disk.handler(blockRequest('flush')),
+      disk.handler(blockRequest('discard', 0, 512)),
+      disk.handler(blockRequest('writeZeroes', 0, 512)),
+    ]
+    t.true(isCompletion(answers[0]))
+    t.is(new Set(answers).size, 1)
+  }
+})
+
+test('memoryDisk: fails after close and is looked at by its shape', async (t) => {
+  const disk = memoryDisk({ capacityBytes: 8192, blockBytes: 4096, serial: 'M', readOnly: true })
+  t.like(disk, { serial: 'M', readOnly: true, geometry: { capacityBytes: 8192, blockBytes: 4096 } })
+  t.deepEqual(disk.abilities, { flush: true, discard: false, writeZeroes: false })
+  await disk.close()
+  t.is(describe(await ask(disk, blockRequest('read', 0, Buffer.alloc(4096)))), 'ERR_CLOSED')
+})
+
+test('stores refuse options that they do not know', async (t) => {
+  t.throws(() => memoryDisk({ capacityByte: 512 } as never), { message: /did you mean `capacityBytes`/ })
+  t.throws(() => nullDisk({ capacityBytes: 512, read: () => {} } as never), {
+    message: /unknown option `read`/,
+  })
+  await t.throwsAsync(fileDisk({ paht: '/x' } as never), { message: /did you mean `path`/ })
+})
+
+// ---- file -------------------------------------------------------------------------------------------------------
+
+test('fileDisk: has the size of its file, keeps what is written, and creates none by itself', async (t) => {
+  const path = temporaryFile(t, MiB)
+  const disk = await fileDisk({ path, serial: 'F', blockBytes: 4096 })
+  t.like(disk, { serial: 'F', readOnly: false, geometry: { capacityBytes: MiB, blockBytes: 4096 } })
+  t.deepEqual(disk.abilities, { flush: true, discard: false, writeZeroes: true })
+  t.is(describe(await ask(disk, blockRequest('write', MiB - 4096, pattern(4096)))), 'ok')
+  t.is(describe(await ask(disk, blockRequest('flush'))), 'ok')
+  await disk.close()
+  t.true(
+    readFileSync(path)
+      .subarray(MiB - 4096)
+      .equals(pattern(4096)),
+  )
+  t.is(statSync(path).size, MiB)
+})
+
+test('fileDisk: create makes a sparse file for its owner alone, or takes one of the right size', async (t) => {
+  const path = join(temporaryFolder(t), 'new.img')
+  const options = { path, sizeBytes: 64 * MiB, create: true }
+  await (await fileDisk(options)).close()
+  const { size, blocks, mode } = statSync(path)
+  t.is(size, 64 * MiB)
+  t.true(blocks * 512 < MiB)
+  t.is(mode & 0o777, 0o600)
+
+  const again = await openFile(t, options)
+  t.is(again.geometry.capacityBytes, 64 * MiB)
+  await t.throwsAsync(fileDisk({ ...options, sizeBytes: MiB }), {
+    message: /it has 67108864 bytes, but sizeBytes is 1048576/,
+  })
+})
+
+test('fileDisk: a transfer in more pieces than the kernel takes at once is made whole', async (t) => {
+  const disk = await openFile(t, { path: temporaryFile(t, 2 * MiB) })
+  const bytes = pattern(MiB)
+  const inPieces = (buffer: Buffer): SegmentList => {
+    const list = new SegmentList()
+    for (let at = 0; at < buffer.length; at += 512) list.append(buffer, at, 512)
+    return list
+  }
+  const write = blockRequest('write', 4096, bytes)
+  write.data = inPieces(bytes)
+  t.is(write.segments.length, 2048)
+  t.is(describe(await ask(disk, write)), 'ok')
+  const target = Buffer.alloc(MiB)
+  const read = blockRequest('read', 4096, target)
+  read.data = inPieces(target)
+  t.is(describe(await ask(disk, read)), 'ok')
+  t.true(target.equals(bytes))
+})
+
+test('fileDisk: a file that was made shorter fails reads with ERR_STORE_SHORT', async (t) => {
+  const path = temporaryFile(t, MiB)
+  const disk = await openFile(t, { path })
+  truncateSync(path, 4096 + 512)
+  t.is(describe(await ask(disk, blockRequest('read', 4096, Buffer.alloc(4096)))), 'ERR_STORE_SHORT')
+  t.is(describe(await ask(disk, blockRequest('read', 8192, Buffer.alloc(512)))), 'ERR_STORE_SHORT')
+  t.is(describe(await ask(disk, blockRequest('read', 0, Buffer.alloc(4096)))), 'ok')
+  t.is(describe(await ask(disk, blockRequest('read', MiB, Buffer.alloc(512)))), 'ERR_BLOCK_RANGE')
+})
+
+test('fileDisk: writes zeros over more than one piece, and nothing beside them', async (t) => {
+  const path = temporaryFile(t, 4 * MiB)
+  writeFileSync(path, Buffer.alloc(4 * MiB, 0xff))
+  const disk = await openFile(t, { path })
+  t.is(describe(await ask(disk, blockRequest('writeZeroes', 512, 2 * MiB + 512 * 5))), 'ok')
+  const expected = Buffer.alloc(4 * MiB, 0xff)
+  expected.fill(0, 512, 512 + 2 * MiB + 512 * 5)
+  t.true(readFileSync(path).equals(expected))
+})
+
+test('fileDisk: zeros that nobody waits for any more are not written to the end', async (t) => {
+  const path = temporaryFile(t, 4 * MiB)
+  writeFileSync(path, Buffer.alloc(4 * MiB, 0xff))
+  const disk = await openFile(t, { path })
+  const io = blockRequest('writeZeroes', 0, 4 * MiB)
+  const answer = ask(disk, io)
+  io.abort(new HushringError('ERR_REQUEST_ABORTED'))
+  t.is(describe(await answer), 'ERR_REQUEST_ABORTED')
+  t.true(
+    readFileSync(path)
+      .subarray(2 * MiB)
+      .equals(Buffer.alloc(2 * MiB, 0xff)),
+  )
+})
+
+test('fileDisk: close waits for what is in flight and fails what comes after', async (t) => {
+  const path = temporaryFile(t, 4 * MiB)
+  const disk = await fileDisk({ path })
+  const order: string[] = []
+  const inFlight = [
+    ask(disk, blockRequest('write', 0, pattern(MiB))),
+    ask(disk, blockRequest('writeZeroes', MiB, 3 * MiB)),
+    ask(disk, blockRequest('flush')),
+  ].map((answer) => answer.then((completion) => order.push(describe(completion))))
+  const closed = disk.close().then(() => order.push('closed'))
+  t.is(describe(await ask(disk, blockRequest('read', 0, Buffer.alloc(512)))), 'ERR_CLOSED')
+  await Promise.all([...inFlight, closed])
+  t.deepEqual(order, ['ok', 'ok', 'ok', 'closed'])
+})
+
+test('fileDisk: a read-only file is served read-only and opened only so', async (t) => {
+  const path = temporaryFile(t, MiB)
+  writeFileSync(path, pattern(MiB))
+  chmodSync(path, 0o444)
+  const disk = await openFile(t, { path, readOnly: true })
+  t.true(disk.readOnly)
+  t.true((await readFrom(disk, 512, 512)).equals(pattern(MiB).subarray(512, 1024)))
+  t.is(describe(await ask(disk, blockRequest('write', 0, pattern(512)))), 'unsupported')
+  t.is(describe(await ask(disk, blockRequest('writeZeroes', 0, 512))), 'unsupported')
+  if (process.getuid?.() !== 0) await t.throwsAsync(fileDisk({ path }), { message: /no permission/ })
+})
+
+const cannotBeOpened = test.macro({
+  async exec(t, _title: string, make: (folder: string) => FileDiskOptions, message: RegExp) {
+    const options = make(temporaryFolder(t))
+    const error = await t.throwsAsync(fileDisk(options), { instanceOf: HushringError, message })
+    t.is((error as HushringError).code, 'ERR_STORE_OPEN')
+    t.true(error!.message.includes(options.path))
+    t.false(error!.message.includes('\n'))
+  },
+  title: (_, title) => `fileDisk: ${title} is refused with one clear line`,
+})
+const file = (folder: string, sizeBytes: number): string => {
+  const path = join(folder, 'disk.img')
+  writeFileSync(path, Buffer.alloc(sizeBytes))
+  return path
+}
+test(
+  cannotBeOpened,
+  'a file that does not exist',
+  (folder) => ({ path: join(folder, 'none') }),
+  /does not exist; check/,
+)
+test(
+  cannotBeOpened,
+  'a path through a file',
+  (folder) => ({ path: join(file(folder, 512), 'x') }),
+  /no folder/,
+)
+test(cannotBeOpened, 'a folder', (path) => ({ path }), /it is a folder/)
+test(
+  cannotBeOpened,
+  'a folder, read-only,',
+  (path) => ({ path, readOnly: true }),
+  /neither a regular file nor a block/,
+)
+test(
+  cannotBeOpened,
+  'a character device',
+  () => ({ path: '/dev/null' }),
+  /neither a regular file nor a block device/,
+)
+test(
+  cannotBeOpened,
+  'an empty file',
+  (folder) => ({ path: file(folder, 0) }),
+  /it is empty; give it a size, as with: truncate -s/,
+)
+test(
+  cannotBeOpened,
+  'a file of 1000 bytes',
+  (folder) => ({ path: file(folder, 1000) }),
+  /its 1000 bytes are not a multiple of the block size of 512 bytes; .* truncate -s 1024/,
+)
+test(
+  cannotBeOpened,
+  'a file of 512 bytes for blocks of 4096',
+  (folder) => ({ path: file(folder, 512), blockBytes: 4096 }),
+  /not a multiple of the block size of 4096 bytes; .* truncate -s 4096/,
+)
+test(
+  cannotBeOpened,
+  'a file of another size than was asked for',
+  (folder) => ({ path: file(folder, 512), sizeBytes: 1024 }),
+  /it has 512 bytes, but sizeBytes is 1024/,
+)
+const link = (folder: string): string => {
+  symlinkSync(file(folder, 512), join(folder, 'link'))
+  return join(folder, 'link')
+}
+test(
+  cannotBeOpened,
+  'a symbolic link',
+  (folder) => ({ path: link(folder) }),
+  /it is a symbolic link; .* followSymlinks/,
+)
+test(
+  cannotBeOpened,
+  'a named pipe, without waiting for its other end,',
+  (folder) => {
+    execFileSync('mkfifo', [join(folder, 'pipe')])
+    return { path: join(folder, 'pipe'), readOnly: true }
+  },
+  /neither a regular file nor a block device/,
+)
+
+test('fileDisk: a symbolic link is followed when that is allowed', async (t) => {
+  const disk = await openFile(t, { path: link(temporaryFolder(t)), followSymlinks: true })
+  t.is(disk.geometry.capacityBytes, 512)
+})
+
+test('fileDisk: wrong options are refused before a file is made', async (t) => {
+  const folder = temporaryFolder(t)
+  mkdirSync(join(folder, 'sub'))
+  const path = join(folder, 'new.img')
+  const wrong: [object, RegExp][] = [
+    [{ create: true }, /`sizeBytes` to be a number with create/],
+    [{ create: true, sizeBytes: 1000 }, /`sizeBytes` to be a multiple of the block size of 512/],
+    [{ create: true, sizeBytes: 4096, blockBytes: 1024 }, /`blockBytes` to be 512 or 4096/],
+    [{ create: true, sizeBytes: 4096, serial: 'x'.repeat(21) }, /`serial`/],
+    [{ create: true, sizeBytes: 4096, readOnly: true }, /`create` to be false when readOnly is true/],
+    [{ create: 1, sizeBytes: 4096 }, /`create` to be true or false/],
+    [{ create: true, sizeBytes: 4096, path: 7 }, /`path` to be a string/],
+  ]
+  for (const [options, message] of wrong) {
+    await t.throwsAsync(fileDisk({ path, ...options } as FileDiskOptions), { message })
+  }
+  t.throws(() => statSync(path), { code: 'ENOENT' })
+})
+
+test.serial('fileDisk: an open that fails leaves no file descriptor behind', async (t) => {
+  const path = file(temporaryFolder(t), 1000)
+  const before = openFdCount()
+  for (let round = 0; round < 10; round++) await t.throwsAsync(fileDisk({ path }))
+  t.true(openFdCount() <= before)
+})
