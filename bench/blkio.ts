@@ -1,3 +1,4 @@
+import { fileURLToPath } from 'node:url'
 import { GiB } from '../src/index.ts'
 import { serveWithHushring, serveWithStorageDaemon } from '../test/helpers/back-ends.ts'
 import { type BlkioWorkload, blkioBench } from '../test/helpers/blkio.ts'
@@ -5,8 +6,9 @@ import { blkioTools, storageDaemon } from '../test/helpers/tools.ts'
 import { interleave, markdownTable, spreadOf } from './statistics.ts'
 
 const store = { nullBytes: GiB }
-// A null disk that clears 4 KiB a read would measure memset.
+// Null disks that clear 4 KiB a read would measure memset: neither side does.
 const peerStore = `driver=null-co,size=${GiB},read-zeroes=off`
+const nullDevice = fileURLToPath(new URL('null-device.mjs', import.meta.url))
 
 /** Work that is torn down in the order opposite to that in which it was set up. */
 class Scope {
@@ -41,7 +43,9 @@ export async function benchBlkio(roundCount: number): Promise<string> {
     const ours = await Promise.all(
       policies.map(async (policy) => ({
         name: `hushring, ${policy}`,
-        socketPath: (await serveWithHushring(scope, { store }, ['--suppression', policy])).socketPath,
+        socketPath: (
+          await serveWithHushring(scope, { store }, ['--device', nullDevice, '--suppression', policy])
+        ).socketPath,
       })),
     )
     const servers = [{ name: 'qemu-storage-daemon', socketPath: peer.socketPath }, ...ours]
