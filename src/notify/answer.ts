@@ -53,12 +53,13 @@ export function answer(
       let deadline: Subscription | undefined
 
       const record = (request: RingRequest, completion: Completion): void => {
-        if (completion.result === 'failed') onFailure?.(request, completion.error)
         recorder.record(request, completion)
+        if (completion.result === 'failed') onFailure?.(request, completion.error)
       }
 
       const settle = (late: LateAnswer, completion: Completion): void => {
         inFlight.delete(late)
+        if (subscriber.closed) return
         record(late.request, completion)
         subscriber.next(1)
         completeIfThrough()
@@ -87,28 +88,35 @@ export function answer(
         }
       }
 
+      /** Has one request answered; true if its completion was recorded at once. */
+      const answerOne = (request: RingRequest): boolean => {
+        const answered = callHandler(handler, request)
+        if (isCompletion(answered)) {
+          // The handler reset its own queue: the ring that waits for this answer is forgotten.
+          if (subscriber.closed) return false
+          record(request, checkedCompletion(request, answered))
+          recorder.recycle(request)
+          return true
+        }
+        const late = new LateAnswer(request, scheduler.now() + timeoutMs, onLateAnswer)
+        const early = late.wait(answered, settle)
+        if (subscriber.closed) {
+          late.abandon()
+          return false
+        }
+        if (early === undefined) inFlight.add(late)
+        else record(request, early)
+        return early !== undefined
+      }
+
       const answerBatch = (batch: Batch): void => {
         let readyCount = 0
         answering = true
-        for (let index = 0; index < batch.count; index++) {
-          const request = batch.requests[index]!
-          const answered = callHandler(handler, request)
-          if (isCompletion(answered)) {
-            record(request, checkedCompletion(request, answered))
-            recorder.recycle(request)
-            readyCount++
-          } else {
-            const late = new LateAnswer(request, scheduler.now() + timeoutMs, onLateAnswer)
-            const early = late.wait(answered, settle)
-            if (early === undefined) {
-              inFlight.add(late)
-            } else {
-              record(request, early)
-              readyCount++
-            }
-          }
+        for (let index = 0; index < batch.count && !subscriber.closed; index++) {
+          if (answerOne(batch.requests[index]!)) readyCount++
         }
         answering = false
+        if (subscriber.closed) return
         armDeadline()
         if (readyCount > 0) subscriber.next(readyCount)
         completeIfThrough()

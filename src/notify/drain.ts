@@ -11,6 +11,12 @@ export interface DrainableQueue {
   readonly inFlightCount: number
 }
 
+/**
+ * A value of {@link drain}'s source that comes from within a turn of the event loop: answers were published and
+ * credits came back. Every other value is a kick and stands for a new turn.
+ */
+export const creditsReturned: unique symbol = Symbol('credits returned')
+
 /** Limits of {@link drain}. */
 export interface DrainOptions {
   /** Most requests taken and not yet answered; the back-pressure. */
@@ -26,8 +32,11 @@ export interface DrainOptions {
  * for, nothing visible), the credits are used up, or the budget of this turn is.
  *
  * It never sleeps on a request. The driver owes no kick for what is already visible, so each early stop has its
- * own waker: out of budget, the scheduler; out of credits, whoever publishes answers emits on the source again
- * (see pipeline.ts). If nobody downstream re-armed the queue while it handled the batch, drain does.
+ * own waker: out of budget, the scheduler; out of credits, whoever publishes answers emits {@link creditsReturned}
+ * on the source (see pipeline.ts). If nobody downstream re-armed the queue while it handled the batch, drain does.
+ *
+ * A kick refills the budget, returned credits do not: promises settle, publish and take again without ever leaving
+ * the turn, and a driver that keeps the ring full would hold the event loop for as long as it likes.
  *
  * The same `Batch` object is emitted each time; it is valid until the consumer returns. Completes with its source
  * without taking more; errors when the queue is broken.
@@ -38,14 +47,22 @@ export function drain(queue: DrainableQueue, options: DrainOptions): OperatorFun
     new Observable((subscriber) => {
       let draining = false
       let sourceCompleted = false
-      let continuation: Subscription | undefined
+      let budget = budgetCountMax
+      let nextTurn: Subscription | undefined
+
+      const refill = (): void => {
+        budget = budgetCountMax
+        nextTurn?.unsubscribe()
+        nextTurn = undefined
+      }
 
       const takeUntilIdle = (): void => {
-        let budget = budgetCountMax
-        for (;;) {
-          const room = Math.min(budget, creditCountMax - queue.inFlightCount)
-          if (room <= 0) break
-          const batch = queue.take(room)
+        while (queue.inFlightCount < creditCountMax) {
+          if (budget <= 0) {
+            nextTurn ??= scheduler.schedule(() => onWake(undefined))
+            return
+          }
+          const batch = queue.take(Math.min(budget, creditCountMax - queue.inFlightCount))
           // A look that finds only malformed chains costs too, or a driver that offers nothing else holds the loop.
           budget -= Math.max(1, batch.count)
           if (batch.count > 0) subscriber.next(batch)
@@ -54,14 +71,12 @@ export function drain(queue: DrainableQueue, options: DrainOptions): OperatorFun
           if (!queue.armed && !queue.more && queue.inFlightCount < creditCountMax) queue.rearm()
           if (queue.armed) return
         }
-        const outOfBudget = queue.inFlightCount < creditCountMax
-        if (outOfBudget) continuation = scheduler.schedule(onWake)
       }
 
-      const onWake = (): void => {
-        // An answer published while we drain wakes the source from inside: the loop below sees what it saw.
+      const onWake = (wake: unknown): void => {
+        // An answer published while we drain wakes the source from inside: the loop sees what it saw.
         if (draining) return
-        continuation?.unsubscribe()
+        if (wake !== creditsReturned) refill()
         draining = true
         try {
           takeUntilIdle()
@@ -84,7 +99,7 @@ export function drain(queue: DrainableQueue, options: DrainOptions): OperatorFun
       })
       return () => {
         subscription.unsubscribe()
-        continuation?.unsubscribe()
+        nextTurn?.unsubscribe()
       }
     })
 }

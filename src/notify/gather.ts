@@ -39,17 +39,30 @@ export function gather(options: GatherOptions): OperatorFunction<number, number>
       const hold = (delayMs: number): void => {
         const untilMs = scheduler.now() + delayMs
         if (untilMs >= deadlineMs) return
+        const sooner = scheduler.schedule(flush, delayMs)
         deadline?.unsubscribe()
+        deadline = sooner
         deadlineMs = untilMs
-        deadline = scheduler.schedule(flush, delayMs)
+      }
+
+      // Answers are never held without a deadline. A policy that fails or wishes nonsense, and a timer that the
+      // system refuses (there are no descriptors left), cost the hold and nothing else.
+      const flushOrHold = (): void => {
+        let held = false
+        try {
+          const delayMs = holdMs(policy({ readyCount, unansweredCount: inFlightCount() - readyCount }))
+          if (delayMs !== undefined) hold(delayMs)
+          held = delayMs !== undefined
+        } catch {
+          held = false
+        }
+        if (!held) flush()
       }
 
       const subscription = answers.subscribe({
         next: (count) => {
           readyCount += count
-          const wish = policy({ readyCount, unansweredCount: inFlightCount() - readyCount })
-          if (wish === 'now') flush()
-          else hold(holdMs(wish))
+          flushOrHold()
         },
         error: (error) => {
           flush()
@@ -67,6 +80,10 @@ export function gather(options: GatherOptions): OperatorFunction<number, number>
     })
 }
 
-function holdMs(hold: Exclude<Hold, 'now'>): number {
-  return hold === 'turn' ? 0 : hold / 1000
+const HOLD_MICROS_MAX = 1_000_000
+
+/** The delay of a hold in ms; undefined means "now", and so does everything that is no hold. */
+function holdMs(hold: Hold): number | undefined {
+  if (hold === 'turn') return 0
+  return typeof hold === 'number' && hold >= 0 && hold <= HOLD_MICROS_MAX ? hold / 1000 : undefined
 }

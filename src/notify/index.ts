@@ -1,6 +1,6 @@
 export { type AnswerOptions, type AnswerRecorder, answer } from './answer.ts'
 export { doorbell } from './doorbell.ts'
-export { type DrainableQueue, type DrainOptions, drain } from './drain.ts'
+export { creditsReturned, type DrainableQueue, type DrainOptions, drain } from './drain.ts'
 export { type GatherOptions, gather } from './gather.ts'
 export { type ServableQueue, type ServeOptions, serveQueue } from './pipeline.ts'
 export { microScheduler, turnScheduler } from './schedulers.ts'

@@ -4,7 +4,7 @@ import type { Handler } from '../handlers/handler.ts'
 import type { Published } from '../ring/queue.ts'
 import type { RingRequest } from '../ring/request.ts'
 import { type AnswerRecorder, answer } from './answer.ts'
-import { type DrainableQueue, drain } from './drain.ts'
+import { creditsReturned, type DrainableQueue, drain } from './drain.ts'
 import { gather } from './gather.ts'
 import type { SuppressionPolicy } from './suppression.ts'
 
@@ -48,7 +48,7 @@ export function serveQueue(
 ): Observable<Published> {
   return defer(() => {
     const start = defer(() => [undefined])
-    const unarmed = new Subject<void>()
+    const unarmed = new Subject<typeof creditsReturned>()
     return withWaker(merge(kicks, start), unarmed).pipe(
       drain(queue, options),
       answer(queue, handler, { ...options, timeoutMs: options.requestTimeoutMs }),
@@ -56,12 +56,12 @@ export function serveQueue(
       map(() => queue.publish()),
       // Not armed means that the driver owes no kick for what is visible now, or that credits came back:
       // somebody has to look, and drain is the one who looks.
-      tap(() => queue.armed || unarmed.next()),
+      tap(() => queue.armed || unarmed.next(creditsReturned)),
     )
   })
 }
 
 /** Merges a waker into the wakes that lives as long as they do and does not keep them from completing. */
-function withWaker(wakes: Observable<unknown>, waker: Subject<void>): Observable<unknown> {
+function withWaker(wakes: Observable<unknown>, waker: Subject<typeof creditsReturned>): Observable<unknown> {
   return merge(wakes.pipe(tap({ complete: () => waker.complete() })), waker)
 }

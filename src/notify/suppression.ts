@@ -10,7 +10,7 @@ export interface Load {
 
 /**
  * How long ready answers may wait for company: `now`, until the end of the `turn` of the event loop, or so many
- * microseconds.
+ * microseconds, at most 1,000,000. A number out of range means `now`.
  */
 export type Hold = 'now' | 'turn' | number
 
@@ -61,9 +61,12 @@ export function adaptive(): SuppressionPolicy {
   return coalesce({ countMax: 64, holdMicrosMax: 0 })
 }
 
-/** The most impatient of several policies: answers go out as soon as one of them says so. */
-export function soonest(...policies: readonly SuppressionPolicy[]): SuppressionPolicy {
-  return (load) => policies.map((policy) => policy(load)).reduce(sooner, Number.POSITIVE_INFINITY)
+/** The most impatient of several policies: answers go out as soon as one of them says so. At least one is needed. */
+export function soonest(
+  first: SuppressionPolicy,
+  ...others: readonly SuppressionPolicy[]
+): SuppressionPolicy {
+  return (load) => others.reduce((hold, policy) => sooner(hold, policy(load)), first(load))
 }
 
 function sooner(one: Hold, other: Hold): Hold {

@@ -234,6 +234,8 @@ export class VirtQueue {
    * must be recorded exactly once between two starts.
    */
   record(request: RingRequest, completion: Completion): void {
+    // A ring that was stopped has forgotten its requests; their heads may stand for others by now.
+    if (this.#memory === undefined) return
     const { completions } = this.#native
     const base = this.#recordedCount++ * CompletionRow.words
     if (request.memory !== this.#memory) this.#recordedOlder.push(request.memory!)

@@ -131,10 +131,14 @@ export class DeviceSession implements QueueHost {
     return this.device.writeConfig(offsetBytes, bytes)
   }
 
-  /** The device as it was when the driver came: queues stopped and forgotten, features dropped. Memory stays. */
+  /**
+   * The device as it was when the driver came: queues stopped and forgotten, features dropped. Memory stays. Resolves
+   * as {@link close} does, so that a driver that starts anew is not written to by requests it has forgotten.
+   */
   async reset(): Promise<void> {
     for (const queue of this.#queues) queue.reset()
     this.#features = 0n
+    await this.#settled(this.#memoryTable.renew())
   }
 
   /** Takes nothing more and answers what is in flight, as {@link QueueController.stop} does for each queue. */
@@ -152,12 +156,16 @@ export class DeviceSession implements QueueHost {
     this.#closed = true
     clearInterval(this.#watchdog)
     for (const queue of this.#queues) queue.close()
-    const settled = this.#memoryTable.close().then(() => true)
+    await this.#settled(this.#memoryTable.close())
+  }
+
+  /** Waits until no handler uses the memory any more, but no longer than the grace time. */
+  async #settled(ended: Promise<void>): Promise<void> {
     let grace: NodeJS.Timeout | undefined
-    const late = new Promise<boolean>((resolve) => {
-      grace = setTimeout(resolve, this.options.stopGraceMs, false)
+    const late = new Promise<'late'>((resolve) => {
+      grace = setTimeout(resolve, this.options.stopGraceMs, 'late')
     })
-    if (!(await Promise.race([settled, late]))) {
+    if ((await Promise.race([ended, late])) === 'late') {
       this.options.logger.warn(
         'a handler has not settled after its driver went; its memory stays mapped until it does',
       )

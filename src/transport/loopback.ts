@@ -1,8 +1,8 @@
 import { EventEmitter } from 'eventemitter3'
-import { interval, map, type Observable } from 'rxjs'
-import { HushringError, optionTypeError } from '../errors.ts'
+import { fromEvent, interval, map, type Observable, takeUntil } from 'rxjs'
+import { HushringError, optionRangeError, optionTypeError } from '../errors.ts'
 import type { Device } from '../handlers/device.ts'
-import { DriverCounter, type NativeDriverThread, native } from '../native.ts'
+import { DriverCounter, type NativeDriverThread, type NativeDriverThreadOptions, native } from '../native.ts'
 import { booleanOf, integerIn, refuseUnknownOptions } from '../options.ts'
 import { SharedMemory } from '../testing/shared-memory.ts'
 import { type Piece, SplitDriver } from '../testing/split-driver.ts'
@@ -19,7 +19,7 @@ import type { TransportStats } from './stats.ts'
 export type NotificationMode = 'none' | 'flags' | 'event-idx'
 
 /** Options of {@link loopback.connect}. */
-export interface LoopbackOptions extends ServeOptions {
+export interface LoopbackOptions extends Omit<ServeOptions, 'queues' | 'features'> {
   /** The device to serve; borrowed. Loads need a disk. */
   readonly device: Device
   /** Default `event-idx`. */
@@ -71,6 +71,9 @@ export interface LoadResult {
   readonly failedRequests: number
 }
 
+/** A load, checked: all that the driver thread is told except where. */
+type LoadPlan = Omit<NativeDriverThreadOptions, 'memoryFd' | 'kickFd' | 'callFd'>
+
 /** Lifecycle of a loopback. */
 export interface LoopbackEvents {
   /** The driver broke a queue. */
@@ -78,7 +81,6 @@ export interface LoopbackEvents {
   closed: []
 }
 
-const EVENT_IDX = 1n << 29n
 const STALL_MS = 1000
 /** Room for rings of any size; pages that nobody touches cost nothing. */
 const RING_BYTES_MAX = 16 * MiB
@@ -105,7 +107,9 @@ export class Loopback extends EventEmitter<LoopbackEvents> {
     const resolved = resolveServeOptions({
       watchdogMs: STALL_MS / 4,
       ...serve,
-      queues: { countMax: 1, sizeMax: queueSize, ...serve.queues },
+      queues: { countMax: 1, sizeMax: queueSize },
+      // What driver and device agree on is said once, here.
+      features: { eventIdx: notification === 'event-idx' },
     })
     this.#session = new DeviceSession(device, resolved, {
       onDegraded: (error) => this.emit('degraded', error),
@@ -118,22 +122,23 @@ export class Loopback extends EventEmitter<LoopbackEvents> {
    */
   async runLoad(load: LoadOptions = {}): Promise<LoadResult> {
     this.#throwIfBusy()
+    const plan = this.#planLoad(load)
     this.#loading = true
-    await this.#stopRequester()
-    const before = this.#session.statsSnapshot()
-    const driver = this.#startDriver(load)
-    this.#driver = driver
-    const progress = reportProgress(driver, load.onProgress)
+    let progress: NodeJS.Timeout | undefined
     try {
+      await this.#stopRequester()
+      this.#throwIfClosed()
+      const before = this.#session.statsSnapshot()
+      const driver = this.#startDriver(plan)
+      progress = reportProgress(driver, load.onProgress)
       await new Promise<void>((resolve) => driver.run(resolve))
-      const after = this.#session.statsSnapshot()
-      return resultOf(driver, before, after)
+      return resultOf(driver, before, this.#session.statsSnapshot())
     } finally {
       clearInterval(progress)
-      driver.close()
+      this.#driver?.close()
       this.#driver = undefined
-      this.#loading = false
       if (!this.#closed) await this.#session.queue(0).stop()
+      this.#loading = false
     }
   }
 
@@ -152,15 +157,22 @@ export class Loopback extends EventEmitter<LoopbackEvents> {
   }
 
   #throwIfBusy(): void {
-    if (this.#closed) throw new HushringError('ERR_CLOSED', 'the loopback was closed')
+    this.#throwIfClosed()
     if (this.#loading) throw new HushringError('ERR_BUSY', 'a load is running')
   }
 
+  #throwIfClosed(): void {
+    if (this.#closed) throw new HushringError('ERR_CLOSED', 'the loopback was closed')
+  }
+
+  get #eventIdx(): boolean {
+    return this.#notification === 'event-idx'
+  }
+
   #startRequester(): Requester {
-    const eventIdx = this.#notification === 'event-idx'
-    const requester = new Requester(this.#queueSize, eventIdx)
+    const requester = new Requester(this.#queueSize, this.#eventIdx)
     const { memory, driver } = requester
-    this.#startQueue(eventIdx, driver.addresses, {
+    this.#startQueue(driver.addresses, {
       kickFd: native.duplicateFd(driver.kickFd),
       callFd: native.duplicateFd(driver.callFd),
       memory: {
@@ -179,42 +191,45 @@ export class Loopback extends EventEmitter<LoopbackEvents> {
     if (requester === undefined) return
     this.#requester = undefined
     await this.#session.queue(0).stop()
-    requester.close()
+    await requester.close()
   }
 
-  #startDriver(load: LoadOptions): NativeDriverThread {
-    const { durationMs = 1000, requestCountMax = 0, seed = 1 } = load
+  /** Checks a load before anything is made for it. */
+  #planLoad(load: LoadOptions): LoadPlan {
     const queueDepth = integerIn('queueDepth', load.queueDepth ?? 32, 1, 256)
     const blockBytes = integerIn('blockBytes', load.blockBytes ?? 4096, 512, MiB)
-    const capacityBytes = readCapacity(this.#session.config())
-    const memoryBytes = RING_BYTES_MAX + queueDepth * (blockBytes + 4 * KiB)
-    const memoryFd = native.memfdCreate('hushring-loopback', memoryBytes, true)
-    const kickFd = native.eventfdCreate()
-    const callFd = native.eventfdCreate()
-    const eventIdx = this.#notification === 'event-idx'
-    const driver = native.startDriverThread({
-      memoryFd,
-      memoryBytes,
-      kickFd,
-      callFd,
+    return {
+      memoryBytes: RING_BYTES_MAX + queueDepth * (blockBytes + 4 * KiB),
       queueSize: this.#queueSize,
-      eventIdx,
+      eventIdx: this.#eventIdx,
       indirect: true,
       suppress: this.#notification !== 'none',
       queueDepth,
-      requestCountMax: integerIn('requestCountMax', requestCountMax, 0, Number.MAX_SAFE_INTEGER),
-      durationMs: integerIn('durationMs', durationMs, 0, 24 * 60 * 60 * 1000),
+      requestCountMax: integerIn('requestCountMax', load.requestCountMax ?? 0, 0, Number.MAX_SAFE_INTEGER),
+      durationMs: integerIn('durationMs', load.durationMs ?? 1000, 0, 24 * 60 * 60 * 1000),
       blockBytes,
-      capacityBytes,
+      capacityBytes: readCapacity(this.#session.config()),
       writePercent: integerIn('writePercent', load.writePercent ?? 0, 0, 100),
       verify: booleanOf('verify', load.verify ?? true),
-      seed: integerIn('seed', seed, 0, 0xffffffff),
+      seed: integerIn('seed', load.seed ?? 1, 0, 0xffffffff),
       stallMs: STALL_MS,
-    })
+    }
+  }
+
+  #startDriver(plan: LoadPlan): NativeDriverThread {
+    const { memoryBytes } = plan
+    const memoryFd = native.memfdCreate('hushring-loopback', memoryBytes, true)
+    const kickFd = native.eventfdCreate()
+    const callFd = native.eventfdCreate()
+    try {
+      this.#driver = native.startDriverThread({ ...plan, memoryFd, kickFd, callFd })
+    } catch (error) {
+      for (const fd of [memoryFd, kickFd, callFd]) native.closeFd(fd)
+      throw error
+    }
     // The driver thread is closed before the session closes the descriptors that they share.
-    const { descriptorAddress, availableAddress, usedAddress } = driver
+    const { descriptorAddress, availableAddress, usedAddress } = this.#driver
     this.#startQueue(
-      eventIdx,
       { descriptor: descriptorAddress, available: availableAddress, used: usedAddress },
       {
         kickFd,
@@ -228,16 +243,15 @@ export class Loopback extends EventEmitter<LoopbackEvents> {
         },
       },
     )
-    return driver
+    return this.#driver
   }
 
   /** Does what a front-end does to start its first queue. The session takes the descriptors over. */
   #startQueue(
-    eventIdx: boolean,
     addresses: RingAddresses,
     shared: { readonly kickFd: number; readonly callFd: number; readonly memory: RegionDescription },
   ): void {
-    this.#session.setFeatures(this.#session.offeredFeatures & (eventIdx ? ~0n : ~EVENT_IDX))
+    this.#session.setFeatures(this.#session.offeredFeatures)
     this.#session.setMemory([shared.memory])
     const queue = this.#session.queue(0)
     queue.setSize(this.#queueSize)
@@ -260,7 +274,10 @@ export class Loopback extends EventEmitter<LoopbackEvents> {
    */
   stats(options: { readonly everyMs?: number } = {}): Observable<TransportStats> {
     const everyMs = integerIn('everyMs', options.everyMs ?? 1000, 10, 24 * 60 * 60 * 1000)
-    return interval(everyMs).pipe(map(() => this.statsSnapshot()))
+    return interval(everyMs).pipe(
+      map(() => this.statsSnapshot()),
+      takeUntil(fromEvent(this, 'closed')),
+    )
   }
 
   /** Stops a running load, drains, detaches, unmaps. Calling it again does nothing. */
@@ -269,7 +286,7 @@ export class Loopback extends EventEmitter<LoopbackEvents> {
     this.#closed = true
     this.#driver?.close()
     await this.#session.drain()
-    this.#requester?.close()
+    await this.#requester?.close()
     await this.#session.close()
     this.emit('closed')
   }
@@ -288,7 +305,8 @@ export const loopback: {
   connect(options: LoopbackOptions): Promise<Loopback>
 } = {
   async connect(options) {
-    refuseUnknownOptions(options, ['device', 'notification', 'queueSize', ...SERVE_OPTION_NAMES])
+    const others = SERVE_OPTION_NAMES.filter((name) => name !== 'queues' && name !== 'features')
+    refuseUnknownOptions(options, ['device', 'notification', 'queueSize', ...others])
     const { device, notification = 'event-idx', queueSize = 256 } = options
     if (device?.kind !== 'block' && device?.kind !== 'virtio') {
       throw optionTypeError('device', 'a device such as blockDevice({ … })', device)
@@ -297,18 +315,24 @@ export const loopback: {
       throw optionTypeError('notification', "'none', 'flags' or 'event-idx'", notification)
     }
     integerIn('queueSize', queueSize, 4, 32768)
+    if ((queueSize & (queueSize - 1)) !== 0) throw optionRangeError('queueSize', 'a power of two', queueSize)
     return new Loopback(options)
   },
 }
 
 const REQUEST_BYTES_MAX = MiB
-const REQUESTS_BYTES = 512 * MiB
+const REQUEST_COUNT_MAX = 128
+const REQUESTS_BYTES = 2 * REQUEST_COUNT_MAX * REQUEST_BYTES_MAX + 16 * MiB
 
 /** The driver's half on this thread, one pair of buffers a request in flight. */
 class Requester {
   readonly memory: SharedMemory
   readonly driver: SplitDriver
   readonly #freeBuffers: number[] = []
+  #closed: () => void = () => {}
+  readonly #whenClosed = new Promise<'closed'>((resolve) => {
+    this.#closed = () => resolve('closed')
+  })
 
   constructor(queueSize: number, eventIdx: boolean) {
     this.memory = new SharedMemory({ sizeBytes: REQUESTS_BYTES, sealed: true })
@@ -318,7 +342,12 @@ class Requester {
   async request(readable: Uint8Array, writableBytes: number): Promise<Buffer> {
     integerIn('readable.length', readable.length, 0, REQUEST_BYTES_MAX)
     integerIn('writableBytes', writableBytes, readable.length === 0 ? 1 : 0, REQUEST_BYTES_MAX)
-    const { memory } = this
+    const { memory, driver } = this
+    // Two descriptors a request, and a pair of buffers each.
+    const countMax = Math.min(driver.size >> 1, REQUEST_COUNT_MAX)
+    if (driver.inFlightCount >= countMax) {
+      throw new HushringError('ERR_BUSY', `${countMax} requests are in flight; wait for one to end`)
+    }
     const readableAt = this.#freeBuffers.pop() ?? memory.allocate(2 * REQUEST_BYTES_MAX)
     const writableAt = readableAt + REQUEST_BYTES_MAX
     memory.bytes.set(readable, readableAt)
@@ -326,15 +355,23 @@ class Requester {
       { address: memory.guestAddressOf(readableAt), lengthBytes: readable.length, writable: false },
       { address: memory.guestAddressOf(writableAt), lengthBytes: writableBytes, writable: true },
     ]
-    const usedBytes = await this.driver.submit(pieces.filter(({ lengthBytes }) => lengthBytes > 0))
-    const answer = Buffer.from(
-      memory.bytes.subarray(writableAt, writableAt + Math.min(usedBytes, writableBytes)),
-    )
+    const used = driver
+      .submit(pieces.filter(({ lengthBytes }) => lengthBytes > 0))
+      .then((usedBytes) =>
+        Buffer.from(memory.bytes.subarray(writableAt, writableAt + Math.min(usedBytes, writableBytes))),
+      )
+    const answer = await Promise.race([used, this.#whenClosed])
+    if (answer === 'closed') throw new HushringError('ERR_CLOSED', 'the loopback ended before the answer')
     this.#freeBuffers.push(readableAt)
     return answer
   }
 
-  close(): void {
+  /** Takes the answers that are there already; requests without one reject with `ERR_CLOSED`. */
+  async close(): Promise<void> {
+    this.driver.collect()
+    // The promises of those answers settle first.
+    await new Promise((resolve) => setImmediate(resolve))
+    this.#closed()
     this.driver.close()
     this.memory.close()
   }

@@ -49,6 +49,16 @@ export class MemoryTable {
     await Promise.all(living.map((memory) => memory.ended))
   }
 
+  /**
+   * Ends the current generation and begins another one over the same regions. Resolves when every earlier
+   * generation has ended, which is when the last handler that works in one has settled.
+   */
+  async renew(): Promise<void> {
+    const living = [...this.#living]
+    this.#become(this.#memory.regions)
+    await Promise.all(living.map((memory) => memory.ended))
+  }
+
   #become(regions: readonly SharedRegion[]): void {
     const older = this.#memory
     const fresh = new DriverMemory(regions)

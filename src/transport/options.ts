@@ -90,6 +90,12 @@ export function resolveServeOptions(options: ServeOptions): ResolvedServeOptions
     stopGraceMs: integerIn('stopGraceMs', options.stopGraceMs ?? 5_000, 0, DAY_MS),
     strictChains: booleanOf('strictChains', options.strictChains ?? false),
     watchdogMs: integerIn('watchdogMs', options.watchdogMs ?? 0, 0, DAY_MS),
-    logger: options.logger ?? silentLogger,
+    logger: checkedLogger(options.logger ?? silentLogger),
   }
+}
+
+function checkedLogger(logger: Logger): Logger {
+  for (const level of ['error', 'warn', 'info', 'debug'] as const)
+    functionOf(`logger.${level}`, logger[level])
+  return logger
 }

@@ -5,13 +5,14 @@ import {
   merge,
   type Observable,
   Subject,
-  type Subscription,
+  Subscription,
   switchMap,
   takeUntil,
   tap,
 } from 'rxjs'
 import { HushringError } from '../errors.ts'
 import type { VirtioDevice } from '../handlers/device.ts'
+import type { Handler } from '../handlers/handler.ts'
 import { native } from '../native.ts'
 import { doorbell } from '../notify/doorbell.ts'
 import { serveQueue } from '../notify/pipeline.ts'
@@ -70,7 +71,7 @@ export class QueueController {
   #broken: HushringError | undefined
   #kicks = 0
   #lateAnswers = 0
-  #stalledAt: { availableIndex: number; kicks: number } | undefined
+  #seenIdle: { readonly taken: number; readonly kicks: number } | undefined
 
   constructor(index: number, host: QueueHost) {
     this.index = index
@@ -245,17 +246,23 @@ export class QueueController {
    * @returns true when a lost wake-up was found
    */
   findLostWakeUp(): boolean {
-    if (!this.running) return false
-    const { visible, availableIndex, inFlight } = this.#queue.inspect()
-    const before = this.#stalledAt
-    const idle = visible > 0 && inFlight < this.#creditCountMax
-    this.#stalledAt = idle ? { availableIndex: availableIndex - visible, kicks: this.#kicks } : undefined
+    const before = this.#seenIdle
+    this.#seenIdle = this.#idleWithWork()
     const stalled =
-      idle && before?.availableIndex === this.#stalledAt!.availableIndex && before.kicks === this.#kicks
+      before !== undefined && before.taken === this.#seenIdle?.taken && before.kicks === this.#seenIdle.kicks
     if (!stalled) return false
-    this.#stalledAt = undefined
+    this.#seenIdle = undefined
     this.#wake.next()
     return true
+  }
+
+  /** How far the queue is, if requests are visible that it could take and does not; undefined otherwise. */
+  #idleWithWork(): { readonly taken: number; readonly kicks: number } | undefined {
+    if (!this.running || this.#draining !== undefined) return undefined
+    const { visible, inFlight } = this.#queue.inspect()
+    if (visible === 0 || inFlight >= this.#creditCountMax) return undefined
+    const { requests, malformedChains, skippedHeads } = this.#queue.counts()
+    return { taken: requests + malformedChains + skippedHeads, kicks: this.#kicks }
   }
 
   get #creditCountMax(): number {
@@ -264,9 +271,11 @@ export class QueueController {
 
   #runIfReady(): void {
     if (!this.#started || !this.#enabled || this.running || this.#broken !== undefined) return
-    const { memory, features, device, options } = this.#host
+    const { memory, features, device } = this.#host
     const { descriptor, available, used } = this.#addresses!
+    let handler: Handler<RingRequest>
     try {
+      handler = device.connect(features)
       this.#queue.start({
         size: this.#size,
         memory,
@@ -279,15 +288,24 @@ export class QueueController {
         callFd: this.#callFd,
       })
     } catch (error) {
-      this.#onBroken(error as HushringError)
+      this.#onBroken(asHushringError(error))
       return
     }
     // The driver may be waiting for answers that an earlier run published without telling it.
     this.#queue.signal()
+    this.#run(handler)
+  }
+
+  #run(handler: Handler<RingRequest>): void {
+    const { options } = this.#host
     this.#noMoreKicks = new Subject()
     this.#giveUp = new Subject()
-    this.#ended = new Promise((resolve) => {
-      const pipeline = serveQueue(this.#queue, this.#kicksUntilDraining(), device.connect(features), {
+    // Known before the first request is taken: its handler may stop the queue it came from.
+    const pipeline = new Subscription()
+    this.#pipeline = pipeline
+    this.#ended = new Promise((resolve) => pipeline.add(resolve))
+    pipeline.add(
+      serveQueue(this.#queue, this.#kicksUntilDraining(), handler, {
         suppression: options.suppression,
         creditCountMax: this.#creditCountMax,
         budgetCountMax: options.budgetCountMax,
@@ -296,19 +314,17 @@ export class QueueController {
         onFailure: (request, error) => this.#host.onFailure(request, error),
         onLateAnswer: () => this.#lateAnswers++,
       }).subscribe({
-        error: (error: HushringError) => this.#onBroken(error),
+        error: (error: unknown) => this.#onBroken(asHushringError(error)),
         complete: () => this.#onStopped(),
-      })
-      pipeline.add(resolve)
-      // A driver can break the queue while subscribing; then there is nothing left to run.
-      if (!pipeline.closed) this.#pipeline = pipeline
-    })
+      }),
+    )
   }
 
   #kicksUntilDraining(): Observable<void> {
     const kicks = this.#kickFd.pipe(
-      switchMap((fd) => (fd === NO_FD ? interval(1).pipe(map(() => undefined)) : doorbell(fd))),
-      tap(() => this.#kicks++),
+      switchMap((fd) =>
+        fd === NO_FD ? interval(1).pipe(map(() => undefined)) : doorbell(fd).pipe(tap(() => this.#kicks++)),
+      ),
     )
     return merge(kicks, this.#wake).pipe(takeUntil(this.#noMoreKicks))
   }
@@ -331,8 +347,8 @@ export class QueueController {
 
   /** The pipeline is through with everything; the ring may be continued from here. */
   #onStopped(): void {
-    this.#pipeline = undefined
     this.#availableBase = this.#queue.stop()
+    this.#endPipeline()
   }
 
   #onBroken(error: HushringError): void {
@@ -342,12 +358,18 @@ export class QueueController {
     this.#host.onBroken(this, error)
   }
 
+  /** Gives a running pipeline up. A ring that never ran keeps the base that the driver set. */
   #unsubscribe(): void {
+    if (this.#pipeline === undefined) return
+    // The handlers' signals fire first, while the queue still knows what they stand for.
+    this.#endPipeline()
+    this.#availableBase = this.#queue.stop()
+  }
+
+  #endPipeline(): void {
     const pipeline = this.#pipeline
-    if (pipeline === undefined && this.#broken === undefined) return
     this.#pipeline = undefined
     pipeline?.unsubscribe()
-    this.#availableBase = this.#queue.stop()
   }
 
   #closeDoorbells(): void {
@@ -382,4 +404,11 @@ export class QueueController {
 
 function closeIfOpen(fd: number): void {
   if (fd !== NO_FD) native.closeFd(fd)
+}
+
+/** What a device or a layer threw when it was asked for its handler is the fault of neither the driver nor the ring. */
+function asHushringError(error: unknown): HushringError {
+  if (error instanceof HushringError) return error
+  const message = `the device cannot be connected: ${error instanceof Error ? error.message : String(error)}`
+  return new HushringError('ERR_HANDLER_THREW', message, { cause: error })
 }

@@ -73,7 +73,8 @@ export class BlockTally {
   readonly layer: Layer = (next) => (io) => {
     const { verb, lengthBytes } = io
     return mapAnswer(next(io), (completion) => {
-      if (completion.result !== 'ok') return completion
+      // A handler in JavaScript may answer with anything; that is for the pipeline to tell.
+      if (completion?.result !== 'ok') return completion
       if (verb === 'read') {
         this.reads++
         this.bytesRead += lengthBytes

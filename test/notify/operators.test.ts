@@ -4,7 +4,7 @@ import { TestScheduler } from 'rxjs/testing'
 import { HushringError } from '../../src/errors.ts'
 import type { Answer } from '../../src/handlers/handler.ts'
 import { answer } from '../../src/notify/answer.ts'
-import { type DrainableQueue, drain } from '../../src/notify/drain.ts'
+import { creditsReturned, type DrainableQueue, drain } from '../../src/notify/drain.ts'
 import { gather } from '../../src/notify/gather.ts'
 import { serveQueue } from '../../src/notify/pipeline.ts'
 import { adaptive, coalesce, immediate, soonest } from '../../src/notify/suppression.ts'
@@ -231,6 +231,29 @@ test('drain: a wake from inside the handling of a batch is not a second drain', 
   t.true(queue.armed)
 })
 
+test('drain: returned credits do not refill the budget of a turn, a kick does', (t) => {
+  const queue = new FakeQueue(100)
+  const wakes = new Subject<unknown>()
+  const scheduled: (() => void)[] = []
+  const later = {
+    now: () => 0,
+    schedule: (work: () => void) => {
+      scheduled.push(work)
+      return new Subscription()
+    },
+  }
+  wakes.pipe(drain(queue, { creditCountMax: 2, budgetCountMax: 6, scheduler: later as never })).subscribe()
+  wakes.next('kick')
+  for (let round = 0; round < 20; round++) {
+    queue.inFlightCount = 0
+    wakes.next(creditsReturned)
+  }
+  t.is(queue.visibleCount, 94)
+  t.is(scheduled.length, 1)
+  scheduled[0]!()
+  t.is(queue.visibleCount, 92)
+})
+
 test('drain: a source that completes while a batch is handled completes after that batch, without another', (t) => {
   const queue = new FakeQueue(6)
   const wakes = new Subject<void>()
@@ -449,6 +472,30 @@ test('answer: a source that completes in the middle of a batch still gets all of
   t.is(queue.recorded.length, 3)
 })
 
+test('answer: a handler that ends its own stream has nothing more recorded, neither now nor later', async (t) => {
+  const queue = new FakeQueue()
+  const batches = new Subject<Batch>()
+  let settle = (_completion: Completion): void => {}
+  const answers: ((io: RingRequest) => Answer)[] = [
+    () =>
+      new Promise((resolve) => {
+        settle = resolve
+      }),
+    (io) => {
+      subscription.unsubscribe()
+      return io.ok()
+    },
+    (io) => io.ok(),
+  ]
+  const subscription = batches.pipe(answer(queue, (io) => answers.shift()!(io), noDeadline)).subscribe()
+  batches.next(batchOf(3))
+  t.is(queue.recorded.length, 0)
+  t.is(answers.length, 1, 'the third request never reached the handler')
+  settle(new RingRequest(0).ok())
+  await Promise.resolve()
+  t.is(queue.recorded.length, 0)
+})
+
 test('answer: a thenable that settles twice is one completion, and the second is counted', (t) => {
   const queue = new FakeQueue()
   let lateCount = 0
@@ -613,6 +660,42 @@ test(
     expectObservable(cold('1-1--1-----|', counts).pipe(gather(options))).toBe('--2-----1--|', counts)
   }),
 )
+
+const senseless = test.macro({
+  exec(t, policy: () => never) {
+    const seen: number[] = []
+    of(1)
+      .pipe(gather({ policy, inFlightCount: () => 9 }))
+      .subscribe((count) => seen.push(count))
+    t.deepEqual(seen, [1])
+  },
+  title: (provided) => `gather: ${provided} costs the hold and not the answer`,
+})
+const wish = (hold: unknown) => (): never => hold as never
+test('a policy that wishes for ever', senseless, wish(Number.POSITIVE_INFINITY))
+test('a policy that wishes NaN', senseless, wish(Number.NaN))
+test('a policy that wishes a negative time', senseless, wish(-1))
+test('a policy that wishes nothing', senseless, wish(undefined))
+test('a policy that throws', senseless, () => {
+  throw boom
+})
+
+test('gather: a timer that the system refuses costs the hold and not the answers', (t) => {
+  const seen: number[] = []
+  const answers = new Subject<number>()
+  const scheduler = {
+    now: () => 0,
+    schedule: () => {
+      throw boom
+    },
+  }
+  answers
+    .pipe(gather({ policy: () => 5, inFlightCount: () => 9, scheduler }))
+    .subscribe((count) => seen.push(count))
+  answers.next(1)
+  answers.next(2)
+  t.deepEqual(seen, [1, 2])
+})
 
 test('policies: adaptive lets a lone answer go and gathers a crowd until the end of the turn', (t) => {
   const policy = adaptive()

@@ -1,7 +1,7 @@
 import { once } from 'node:events'
 import { Worker } from 'node:worker_threads'
 import test from 'ava'
-import { firstValueFrom, of, timer } from 'rxjs'
+import { firstValueFrom, lastValueFrom, of, timer } from 'rxjs'
 import {
   adaptive,
   type BlockDevice,
@@ -21,6 +21,7 @@ import {
 } from '../../src/index.ts'
 import type { Completion } from '../../src/ring/index.ts'
 import { openFdCount } from '../helpers/open-fds.ts'
+import { until } from '../helpers/until.ts'
 
 async function load(
   device: BlockDevice,
@@ -137,6 +138,56 @@ test.serial('the entropy device fills what it is given', async (t) => {
   await connection.close()
 })
 
+test.serial('a load that is refused leaves the loopback usable and no descriptor behind', async (t) => {
+  const disk = memoryDisk({ capacityBytes: MiB })
+  const connection = await loopback.connect({ device: disk })
+  const before = openFdCount()
+  for (let round = 0; round < 20; round++) {
+    await t.throwsAsync(connection.runLoad({ seed: -1 }), { instanceOf: RangeError, message: /seed/ })
+  }
+  t.true(openFdCount() < before + 10)
+  t.is((await connection.runLoad({ requestCountMax: 10, durationMs: 0 })).mismatchedBytes, 0)
+  await connection.close()
+  await disk.close()
+})
+
+test.serial('close() delivers what was answered and rejects the rest', async (t) => {
+  let calls = 0
+  const device = virtioDevice({
+    deviceId: 63,
+    handler: (io) => (calls++ === 0 ? firstValueFrom(timer(20)).then(() => io.ok(1)) : new Promise(() => {})),
+  })
+  const connection = await loopback.connect({ device, stopGraceMs: 50 })
+  const answered = connection.request(Buffer.from('a'), 1)
+  const dropped = connection.request(Buffer.from('b'), 1)
+  await until(() => calls === 2)
+  const closing = connection.close()
+  t.is((await answered).length, 1)
+  // The drain gave the second request up; its driver was told before it went.
+  t.is((await dropped).length, 0)
+  await closing
+})
+
+test.serial('a load that is closed before it starts rejects', async (t) => {
+  const disk = memoryDisk({ capacityBytes: MiB })
+  const connection = await loopback.connect({ device: disk })
+  await connection.request(Buffer.alloc(16), 1)
+  const load = connection.runLoad()
+  await connection.close()
+  await t.throwsAsync(load, { code: 'ERR_CLOSED' })
+  await disk.close()
+})
+
+test.serial('stats() ends with the loopback', async (t) => {
+  const disk = memoryDisk({ capacityBytes: MiB })
+  const connection = await loopback.connect({ device: disk })
+  const ended = lastValueFrom(connection.stats({ everyMs: 10 }), { defaultValue: undefined })
+  await connection.close()
+  await ended
+  t.pass()
+  await disk.close()
+})
+
 test.serial('close() during a load ends it', async (t) => {
   const disk = memoryDisk({ capacityBytes: MiB })
   const connection = await loopback.connect({ device: disk })
@@ -181,12 +232,13 @@ const refused = test.macro({
   title: (_provided, options) => `connect() refuses ${JSON.stringify(options)} by name`,
 })
 test(refused, { notification: 'loud' }, 'notification')
-test(refused, { queueSize: 100 }, 'queues.sizeMax')
+test(refused, { queueSize: 100 }, 'queueSize')
 test(refused, { queueSize: 65536 }, 'queueSize')
 test(refused, { device: {} }, 'device')
 test(refused, { devise: 1 }, 'devise')
 test(refused, { creditCountMax: 0 }, 'creditCountMax')
-test(refused, { features: { eventIdx: 1 } }, 'features.eventIdx')
+test(refused, { features: { eventIdx: false } }, 'features')
+test(refused, { logger: {} }, 'logger.error')
 test(refused, { suppression: 'adaptive' }, 'suppression')
 
 test.serial('60 workers are terminated in the middle of their traffic', async (t) => {

@@ -1,0 +1,176 @@
+import test, { type ExecutionContext } from 'ava'
+import { blockDevice, type Device, MiB, type ServeOptions, virtioDevice } from '../../src/index.ts'
+import { native } from '../../src/native.ts'
+import { BlockDriver, SharedMemory, SplitDriver } from '../../src/testing/index.ts'
+import { DeviceSession, type QueueController } from '../../src/transport/device-session.ts'
+import { resolveServeOptions } from '../../src/transport/options.ts'
+import { until } from '../helpers/until.ts'
+
+/** A session with one queue and its driver, without any connection between them. */
+class Bench {
+  readonly memory = new SharedMemory()
+  readonly driver = new SplitDriver({ memory: this.memory, size: 64 })
+  readonly disk = new BlockDriver(this.driver, this.memory)
+  readonly session: DeviceSession
+  readonly errors: string[] = []
+
+  constructor(t: ExecutionContext, device: Device, options: ServeOptions = {}) {
+    this.session = new DeviceSession(device, resolveServeOptions(options), {
+      onDegraded: (error) => this.errors.push(error.code),
+    })
+    this.session.setFeatures(this.session.offeredFeatures)
+    this.session.setMemory([this.region()])
+    t.teardown(async () => {
+      await this.session.close()
+      this.driver.close()
+      this.memory.close()
+    })
+  }
+
+  region() {
+    const { fd, guestAddress, userAddress, sizeBytes } = this.memory
+    return {
+      fd: native.duplicateFd(fd),
+      guestAddress,
+      userAddress,
+      sizeBytes: BigInt(sizeBytes),
+      mmapOffsetBytes: 0n,
+    }
+  }
+
+  get queue(): QueueController {
+    return this.session.queue(0)
+  }
+
+  async start(base = 0): Promise<void> {
+    const { queue, driver } = this
+    queue.setSize(64)
+    queue.setBase(base)
+    queue.setAddresses(driver.addresses)
+    queue.setCall(native.duplicateFd(driver.callFd))
+    queue.setKick(native.duplicateFd(driver.kickFd))
+    await queue.setEnabled(true)
+  }
+}
+
+/** A disk whose reads wait until they are let go. */
+function heldDisk() {
+  const held: (() => void)[] = []
+  const device = blockDevice({
+    capacityBytes: MiB,
+    read: (io) =>
+      new Promise<void>((resolve) => {
+        held.push(() => {
+          io.data.fill(7)
+          resolve()
+        })
+      }),
+  })
+  return { device, held }
+}
+
+test('a device that cannot be connected breaks its queue with a code, and the process lives', async (t) => {
+  const device = virtioDevice({
+    deviceId: 63,
+    handler: (io) => io.ok(),
+  })
+  const broken = {
+    ...device,
+    connect: () => {
+      throw new Error('no such features')
+    },
+  } as Device
+  const bench = new Bench(t, broken)
+  await bench.start()
+  t.deepEqual(bench.errors, ['ERR_HANDLER_THREW'])
+  t.false(bench.queue.running)
+})
+
+test('a ring that never ran keeps the base that the driver set', async (t) => {
+  const { device } = heldDisk()
+  const bench = new Bench(t, device)
+  const { queue } = bench
+  queue.setSize(64)
+  queue.setBase(100)
+  queue.setAddresses({ ...bench.driver.addresses, used: 0n })
+  queue.setKick(native.duplicateFd(bench.driver.kickFd))
+  await queue.setEnabled(true)
+  t.deepEqual(bench.errors, ['ERR_RING_ADDRESS'])
+  t.is(await queue.stop(), 100)
+})
+
+test('a handler that stops its queue in the very first batch is answered before the queue stops', async (t) => {
+  let stopping: Promise<number> | undefined
+  const device = blockDevice({
+    capacityBytes: MiB,
+    read: (io) => {
+      stopping = bench.queue.stop()
+      io.data.fill(7)
+    },
+  })
+  const bench: Bench = new Bench(t, device)
+  const answer = bench.disk.read(0, 512)
+  await bench.start()
+  t.deepEqual(await answer, Buffer.alloc(512, 7))
+  t.is(await stopping, 1)
+  t.false(bench.queue.running)
+})
+
+test('a reset waits for handlers that still write into the memory', async (t) => {
+  const { device, held } = heldDisk()
+  const bench = new Bench(t, device)
+  await bench.start()
+  void bench.disk.read(0, 512)
+  await until(() => held.length === 1)
+  let reset = false
+  const resetting = bench.session.reset().then(() => {
+    reset = true
+  })
+  await new Promise((resolve) => setImmediate(resolve))
+  t.false(reset)
+  held[0]!()
+  await resetting
+  t.is(bench.driver.loadUsedIndex(), 0, 'the forgotten request is not answered')
+})
+
+test('a reset waits no longer than the grace time', async (t) => {
+  const bench = new Bench(t, heldDisk().device, { stopGraceMs: 10 })
+  await bench.start()
+  void bench.disk.read(0, 512)
+  await until(() => bench.queue.counts().inFlight === 1)
+  await bench.session.reset()
+  t.is(bench.queue.counts().inFlight, 0)
+})
+
+test('the watchdog finds a queue that sleeps on a request, and wakes it', async (t) => {
+  const device = blockDevice({ capacityBytes: MiB, read: (io) => io.data.fill(7) })
+  const bench = new Bench(t, device)
+  await bench.start()
+  await bench.disk.read(0, 512)
+  // The driver makes a request visible and never kicks: the wake-up is lost.
+  const kick = bench.driver.kick.bind(bench.driver)
+  bench.driver.kick = () => {}
+  const answer = bench.disk.read(0, 512)
+  await new Promise((resolve) => setImmediate(resolve))
+  t.false(bench.queue.findLostWakeUp(), 'the first look only remembers')
+  t.true(bench.queue.findLostWakeUp())
+  t.deepEqual(await answer, Buffer.alloc(512, 7))
+  bench.driver.kick = kick
+  await bench.disk.read(0, 512)
+  t.false(bench.queue.findLostWakeUp())
+  t.false(bench.queue.findLostWakeUp(), 'a queue that is idle and armed has lost nothing')
+})
+
+test('the watchdog does not take a draining queue, or one without credits, for a sleeping one', async (t) => {
+  const { device, held } = heldDisk()
+  const bench = new Bench(t, device, { creditCountMax: 1 })
+  await bench.start()
+  const answers = [bench.disk.read(0, 512), bench.disk.read(0, 512)]
+  await until(() => held.length === 1)
+  for (let look = 0; look < 3; look++) t.false(bench.queue.findLostWakeUp(), 'out of credits')
+  const stopping = bench.queue.stop()
+  for (let look = 0; look < 3; look++) t.false(bench.queue.findLostWakeUp(), 'draining')
+  held[0]!()
+  t.is(await stopping, 1)
+  await answers[0]
+})
