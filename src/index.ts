@@ -27,6 +27,6 @@ export {
   type NotificationMode,
 } from './transport/loopback.ts'
 export type { ServeOptions } from './transport/options.ts'
-export type { TransportStats } from './transport/stats.ts'
+export type { StatsOptions, TransportStats } from './transport/stats.ts'
 export * from './transport/vhost-user/index.ts'
 export { GiB, KiB, MiB } from './units.ts'

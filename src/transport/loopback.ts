@@ -1,5 +1,5 @@
 import { EventEmitter } from 'eventemitter3'
-import { fromEvent, interval, map, type Observable, takeUntil } from 'rxjs'
+import type { Observable } from 'rxjs'
 import { HushringError, optionRangeError, optionTypeError } from '../errors.ts'
 import type { Device } from '../handlers/device.ts'
 import { DriverCounter, type NativeDriverThread, type NativeDriverThreadOptions, native } from '../native.ts'
@@ -10,7 +10,7 @@ import { KiB, MiB } from '../units.ts'
 import { DeviceSession, type RegionDescription } from './device-session.ts'
 import { resolveServeOptions, SERVE_OPTION_NAMES, type ServeOptions } from './options.ts'
 import type { RingAddresses } from './queue-controller.ts'
-import type { TransportStats } from './stats.ts'
+import { type StatsOptions, statsOf, type TransportStats } from './stats.ts'
 
 /**
  * How driver and device keep each other from being woken: not at all, by the flags of the rings, or by event
@@ -269,15 +269,9 @@ export class Loopback extends EventEmitter<LoopbackEvents> {
 
   /**
    * Counts at intervals. Each subscriber has its own clock; it ends with {@link close} or when unsubscribed.
-   *
-   * @param options `everyMs`: 10 or more; default 1000
    */
-  stats(options: { readonly everyMs?: number } = {}): Observable<TransportStats> {
-    const everyMs = integerIn('everyMs', options.everyMs ?? 1000, 10, 24 * 60 * 60 * 1000)
-    return interval(everyMs).pipe(
-      map(() => this.statsSnapshot()),
-      takeUntil(fromEvent(this, 'closed')),
-    )
+  stats(options?: StatsOptions): Observable<TransportStats> {
+    return statsOf(this, options)
   }
 
   /** Stops a running load, drains, detaches, unmaps. Calling it again does nothing. */

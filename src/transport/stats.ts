@@ -1,4 +1,6 @@
+import { fromEventPattern, interval, map, type Observable, takeUntil } from 'rxjs'
 import { type Layer, mapAnswer } from '../handlers/handler.ts'
+import { integerIn } from '../options.ts'
 
 /** What a transport has done since it was made. Plain numbers, a fresh object each time. */
 export interface TransportStats {
@@ -59,6 +61,33 @@ export function addStats(one: TransportStats, other: TransportStats): TransportS
   const sum: Record<string, number> = {}
   for (const name of Object.keys(NO_STATS) as (keyof TransportStats)[]) sum[name] = one[name] + other[name]
   return sum as unknown as TransportStats
+}
+
+/** Something that counts, and emits `closed` when it is over. */
+interface Counting {
+  statsSnapshot(): TransportStats
+  addListener(event: 'closed', listener: () => void): unknown
+  removeListener(event: 'closed', listener: () => void): unknown
+}
+
+/** How often {@link statsOf} counts. */
+export interface StatsOptions {
+  /** 10 or more; default 1000. */
+  readonly everyMs?: number
+}
+
+/** Counts at intervals. Each subscriber has its own clock; it ends when the source is closed. */
+export function statsOf(source: Counting, options: StatsOptions = {}): Observable<TransportStats> {
+  const everyMs = integerIn('everyMs', options.everyMs ?? 1000, 10, 24 * 60 * 60 * 1000)
+  return interval(everyMs).pipe(
+    map(() => source.statsSnapshot()),
+    takeUntil(
+      fromEventPattern(
+        (listener) => source.addListener('closed', listener),
+        (listener) => source.removeListener('closed', listener),
+      ),
+    ),
+  )
 }
 
 /** Counts of what a disk was asked, by verb. */

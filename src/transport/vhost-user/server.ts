@@ -1,7 +1,7 @@
 import { fstatSync } from 'node:fs'
 import { setTimeout as delay, setImmediate as turn } from 'node:timers/promises'
 import { EventEmitter } from 'eventemitter3'
-import { interval, map, type Observable } from 'rxjs'
+import type { Observable } from 'rxjs'
 import { HushringError, optionRangeError, optionTypeError } from '../../errors.ts'
 import type { Device } from '../../handlers/device.ts'
 import { type NativeWatch, native } from '../../native.ts'
@@ -13,7 +13,7 @@ import {
   SERVE_OPTION_NAMES,
   type ServeOptions,
 } from '../options.ts'
-import { addStats, NO_STATS, type TransportStats } from '../stats.ts'
+import { addStats, NO_STATS, type StatsOptions, statsOf, type TransportStats } from '../stats.ts'
 import { BackEnd } from './back-end.ts'
 import { MessageConnection } from './connection.ts'
 import { SocketPath } from './socket-path.ts'
@@ -118,14 +118,9 @@ export class VhostUserServer extends EventEmitter<VhostUserEvents> {
     return { ...addStats(this.#pastStats, current), connections: this.#connections }
   }
 
-  /**
-   * Counts at intervals. Each subscriber has its own clock, until it unsubscribes.
-   *
-   * @param options `everyMs`: 10 or more; default 1000
-   */
-  stats(options: { readonly everyMs?: number } = {}): Observable<TransportStats> {
-    const everyMs = integerIn('everyMs', options.everyMs ?? 1000, 10, 24 * 60 * 60 * 1000)
-    return interval(everyMs).pipe(map(() => this.statsSnapshot()))
+  /** Counts at intervals. Each subscriber has its own clock; it ends with {@link close} or when unsubscribed. */
+  stats(options?: StatsOptions): Observable<TransportStats> {
+    return statsOf(this, options)
   }
 
   /**
