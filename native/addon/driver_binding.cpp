@@ -108,7 +108,7 @@ Napi::Value latency_nanos(DriverHandle& handle, const Napi::CallbackInfo& info) 
     return Napi::Number::New(info.Env(), static_cast<double>(handle.thread().latency_nanos(quantile)));
   }
   throw_coded(Napi::RangeError::New(info.Env(), "expected `quantile` to be above 0 and below 1, got `" +
-                                                    info[0].ToString().Utf8Value() + "`"),
+                                                    text_of(info[0]) + "`"),
               "ERR_OPTION_RANGE");
   return info.Env().Undefined();
 }

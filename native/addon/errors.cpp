@@ -14,6 +14,20 @@ int fd_from(const Napi::Value& value) {
   return fits ? static_cast<int>(number) : -1;
 }
 
+bool flag_from(const Napi::Value& value) { return value.IsBoolean() && value.As<Napi::Boolean>().Value(); }
+
+std::string text_of(const Napi::Value& value) {
+  const napi_env env = value.Env();
+  napi_value text = nullptr;
+  if (!value.IsEmpty() && napi_coerce_to_string(env, value, &text) == napi_ok) {
+    return Napi::String(env, text).Utf8Value();
+  }
+  // A second exception must not be thrown while the first is pending.
+  napi_value thrown = nullptr;
+  if (env != nullptr) napi_get_and_clear_last_exception(env, &thrown);
+  return "a value that has no text";
+}
+
 bool integer_argument(const Napi::CallbackInfo& info, std::size_t index, const char* name, std::int64_t min,
                       std::int64_t max, std::int64_t& value) {
   if (!info[index].IsNumber()) {
@@ -26,7 +40,7 @@ bool integer_argument(const Napi::CallbackInfo& info, std::size_t index, const c
     value = static_cast<std::int64_t>(number);
     return true;
   }
-  const std::string given = info[index].ToString();
+  const std::string given = text_of(info[index]);
   throw_coded(Napi::RangeError::New(info.Env(), std::string("expected `") + name + "` to be an integer from " +
                                                     std::to_string(min) + " to " + std::to_string(max) + ", got `" +
                                                     given + "`"),

@@ -20,6 +20,14 @@ namespace hushring {
 [[nodiscard]] bool integer_argument(const Napi::CallbackInfo& info, std::size_t index, const char* name,
                                     std::int64_t min, std::int64_t max, std::int64_t& value);
 
+// A value as a flag: true for `true` and false for everything else. Nothing is coerced, see text_of().
+[[nodiscard]] bool flag_from(const Napi::Value& value);
+
+// A value as text for a message. A coercion runs JavaScript and can throw, and a worker that is being terminated runs
+// no JavaScript any more: from one call to the next, everything that might run some fails. Then node-addon-api hands
+// out empty values, and using one of those ends the whole process.
+[[nodiscard]] std::string text_of(const Napi::Value& value);
+
 // Throws `error` with `code`.
 void throw_coded(const Napi::Error& error, const char* code);
 

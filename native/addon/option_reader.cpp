@@ -8,17 +8,23 @@ OptionReader::OptionReader(const Napi::Value& options) : env_(options.Env()) {
   if (options.IsObject()) {
     options_ = options.As<Napi::Object>();
   } else {
-    throw_type_error(env_, "options", "an object");
+    fail_type("options", "an object");
   }
 }
 
-Napi::Value OptionReader::value(const char* name) { return failed() ? env_.Undefined() : options_.Get(name); }
+Napi::Value OptionReader::value(const char* name) {
+  if (failed_) return env_.Undefined();
+  const Napi::Value given = options_.Get(name);
+  if (!given.IsEmpty()) return given;
+  failed_ = true;  // a getter threw, or the worker is being terminated
+  return env_.Undefined();
+}
 
 std::int64_t OptionReader::integer(const char* name, std::int64_t smallest, std::int64_t largest) {
   const Napi::Value given = value(name);
   if (failed()) return 0;
   if (!given.IsNumber()) {
-    throw_type_error(env_, name, "a number");
+    fail_type(name, "a number");
     return 0;
   }
   // NaN fails the comparison, and within the limits the conversion is exact.
@@ -35,7 +41,7 @@ bool OptionReader::boolean(const char* name) {
   const Napi::Value given = value(name);
   if (failed()) return false;
   if (given.IsBoolean()) return given.As<Napi::Boolean>().Value();
-  throw_type_error(env_, name, "a boolean");
+  fail_type(name, "a boolean");
   return false;
 }
 
@@ -43,7 +49,7 @@ std::uint64_t OptionReader::address(const char* name) {
   const Napi::Value given = value(name);
   if (failed()) return 0;
   if (!given.IsBigInt()) {
-    throw_type_error(env_, name, "a bigint");
+    fail_type(name, "a bigint");
     return 0;
   }
   bool lossless = false;
@@ -54,10 +60,16 @@ std::uint64_t OptionReader::address(const char* name) {
 }
 
 void OptionReader::fail_range(const char* name, const std::string& expectation) {
-  const std::string given = value(name).ToString();
+  const std::string given = text_of(value(name));
+  failed_ = true;
   throw_coded(Napi::RangeError::New(env_, std::string("expected `") + name + "` to be " + expectation + ", got `" +
                                               given + "`"),
               "ERR_OPTION_RANGE");
+}
+
+void OptionReader::fail_type(const char* name, const char* expectation) {
+  failed_ = true;
+  throw_type_error(env_, name, expectation);
 }
 
 }  // namespace hushring

@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -74,20 +75,20 @@ struct RingMemory {
   }
 };
 
-// Throws a TypeError when `value` is no array of open regions.
-RingMemory read_memory(const Napi::Value& value) {
+// Nothing, after throwing a TypeError, when `value` is no array of open regions.
+std::optional<RingMemory> read_memory(Napi::Env env, const Napi::Value& value) {
   RingMemory memory;
   if (!value.IsArray()) {
-    throw_type_error(value.Env(), "regions", "an array of regions");
-    return memory;
+    throw_type_error(env, "regions", "an array of regions");
+    return std::nullopt;
   }
   const auto array = value.As<Napi::Array>();
   std::uint32_t window = 0;
   for (std::uint32_t index = 0; index < array.Length(); ++index) {
     std::shared_ptr<os::MappedRegion> mapping = region_from(array.Get(index));
     if (mapping == nullptr) {
-      throw_type_error(value.Env(), "regions", "an array of open regions");
-      return memory;
+      throw_type_error(env, "regions", "an array of open regions");
+      return std::nullopt;
     }
     memory.regions.push_back(
         {mapping->guest_address, mapping->user_address, mapping->size_bytes, mapping->host, window});
@@ -103,8 +104,13 @@ RingMemory read_memory(const Napi::Value& value) {
 // src/ring/queue.ts sees the buffer, and that never transfers it.
 class Tables {
  public:
-  Tables(Napi::Env env, const SplitOptions& options)
-      : options_(options), buffer_(Napi::Persistent(Napi::ArrayBuffer::New(env, total_bytes()))) {}
+  // An ArrayBuffer of the size for these options; empty when there is no memory for it.
+  static Napi::ArrayBuffer make_buffer(Napi::Env env, const SplitOptions& options) {
+    return Napi::ArrayBuffer::New(env, Tables(options).total_bytes());
+  }
+
+  Tables(const SplitOptions& options, const Napi::ArrayBuffer& buffer)
+      : options_(options), buffer_(Napi::Persistent(buffer)) {}
 
   [[nodiscard]] SplitTables native() {
     auto* const base = static_cast<std::byte*>(buffer_.Value().Data());
@@ -131,6 +137,8 @@ class Tables {
   }
 
  private:
+  explicit Tables(const SplitOptions& options) : options_(options) {}
+
   [[nodiscard]] static constexpr std::size_t requests_at() { return sizeof(QueueCounters); }
   [[nodiscard]] std::size_t headers_at() const {
     return requests_at() + options_.request_rows() * sizeof(RequestRow);
@@ -154,8 +162,8 @@ class Tables {
 
 class SplitQueue {
  public:
-  SplitQueue(Napi::Env env, const SplitOptions& options)
-      : tables_(env, options), counters_(*tables_.native().counters), device_(options, tables_.native()) {}
+  SplitQueue(const SplitOptions& options, const Napi::ArrayBuffer& buffer)
+      : tables_(options, buffer), counters_(*tables_.native().counters), device_(options, tables_.native()) {}
 
   void define_tables(Napi::Object queue) { tables_.define(queue); }
 
@@ -308,9 +316,9 @@ Napi::Value start(SplitQueue& queue, const Napi::CallbackInfo& info) {
   const auto call_fd = static_cast<int>(reader.integer("callFd", -1, std::numeric_limits<int>::max()));
   const Napi::Value regions = reader.value("regions");
   if (reader.failed()) return info.Env().Undefined();
-  RingMemory memory = read_memory(regions);
-  if (reader.failed()) return info.Env().Undefined();
-  return number(info, queue.start(ring, std::move(memory), call_fd));
+  std::optional<RingMemory> memory = read_memory(info.Env(), regions);
+  if (!memory) return info.Env().Undefined();
+  return number(info, queue.start(ring, *std::move(memory), call_fd));
 }
 
 Napi::Value stop(SplitQueue& queue, const Napi::CallbackInfo& info) {
@@ -318,9 +326,9 @@ Napi::Value stop(SplitQueue& queue, const Napi::CallbackInfo& info) {
 }
 
 Napi::Value set_regions(SplitQueue& queue, const Napi::CallbackInfo& info) {
-  RingMemory memory = read_memory(info[0]);
-  if (info.Env().IsExceptionPending()) return info.Env().Undefined();
-  return number(info, queue.set_regions(std::move(memory)));
+  std::optional<RingMemory> memory = read_memory(info.Env(), info[0]);
+  if (!memory) return info.Env().Undefined();
+  return number(info, queue.set_regions(*std::move(memory)));
 }
 
 Napi::Value set_call_fd(SplitQueue& queue, const Napi::CallbackInfo& info) {
@@ -354,7 +362,9 @@ Napi::Value create_split_queue(const Napi::CallbackInfo& info) {
   const SplitOptions options = read_queue_options(reader);
   if (reader.failed()) return env.Undefined();
 
-  const auto handle = std::make_shared<QueueHandle>(QueueHandle{std::make_unique<SplitQueue>(env, options)});
+  const Napi::ArrayBuffer buffer = Tables::make_buffer(env, options);
+  if (buffer.IsEmpty()) return env.Undefined();
+  const auto handle = std::make_shared<QueueHandle>(QueueHandle{std::make_unique<SplitQueue>(options, buffer)});
   const Napi::Object object = Napi::Object::New(env);
   handle->queue->define_tables(object);
   define_hot(object, "take", take, handle);

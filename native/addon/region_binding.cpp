@@ -60,9 +60,13 @@ void close(const Napi::CallbackInfo& info) {
   RegionHandle* const handle = handle_of_this(info);
   if (handle == nullptr || handle->region == nullptr) return;
   // The object and its list are frozen, so these are the windows that were made for it.
-  const auto windows = info.This().As<Napi::Object>().Get("windows").As<Napi::Array>();
-  for (std::uint32_t index = 0; index < windows.Length(); ++index) {
-    auto window = windows.Get(index).As<Napi::ArrayBuffer>();
+  const Napi::Value list = info.This().As<Napi::Object>().Get("windows");
+  // Nothing can be read any more in a worker that is being terminated; its finalizers let the windows go.
+  const std::uint32_t count = list.IsArray() ? list.As<Napi::Array>().Length() : 0;
+  for (std::uint32_t index = 0; index < count; ++index) {
+    const Napi::Value value = list.As<Napi::Array>().Get(index);
+    if (!value.IsArrayBuffer()) continue;
+    auto window = value.As<Napi::ArrayBuffer>();
     // Detached by somebody else: ArrayBuffer.prototype.transfer (Node 22) moved the memory to another ArrayBuffer.
     // Then that one has the share, and the memory stays mapped until the collector finds it.
     if (window.IsDetached()) continue;
@@ -147,7 +151,7 @@ Napi::Value memfd_create(const Napi::CallbackInfo& info) {
   if (!integer_argument(info, 1, "sizeBytes", 0, kSafeIntegerMax, size_bytes)) return env.Undefined();
   const std::string name = info[0].As<Napi::String>();
   return owned_fd_or_throw(
-      env, os::memfd_create(name.c_str(), static_cast<std::uint64_t>(size_bytes), info[2].ToBoolean()));
+      env, os::memfd_create(name.c_str(), static_cast<std::uint64_t>(size_bytes), flag_from(info[2])));
 }
 
 }  // namespace

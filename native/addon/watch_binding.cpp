@@ -168,7 +168,7 @@ Napi::Value watch_object(Napi::Env env, const std::shared_ptr<Watch>& watch) {
 }
 
 Napi::Value watch_readable(const Napi::CallbackInfo& info) {
-  const Interest interest = info[1].ToBoolean() ? Interest::kEventfd : Interest::kReadable;
+  const Interest interest = flag_from(info[1]) ? Interest::kEventfd : Interest::kReadable;
   return watch_object(info.Env(), open_watch(info[2], "onReadable", fd_from(info[0]), interest));
 }
 

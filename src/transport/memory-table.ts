@@ -2,6 +2,12 @@ import { HushringError } from '../errors.ts'
 import { native } from '../native.ts'
 import { DriverMemory, type RegionDescription, SharedRegion } from '../ring/memory.ts'
 
+/**
+ * Most memory of one driver: 256 GiB. A front-end can announce a file of any size at no cost to itself, and each GiB
+ * takes about 2 ms to map, in which nothing else is served.
+ */
+const MEMORY_BYTES_MAX = 256n * 2n ** 30n
+
 /** What names a region when it is removed. */
 export type RegionIdentity = Pick<RegionDescription, 'guestAddress' | 'userAddress' | 'sizeBytes'>
 
@@ -73,6 +79,12 @@ function mapAll(descriptions: readonly RegionDescription[], kept: readonly Share
   const regions = [...kept]
   try {
     for (const description of descriptions) {
+      const totalBytes = regions.reduce(
+        (sum, region) => sum + region.description.sizeBytes,
+        description.sizeBytes,
+      )
+      if (totalBytes > MEMORY_BYTES_MAX)
+        throw regionError(`more than ${MEMORY_BYTES_MAX} bytes in all`, description)
       const clash = regions.find((region) => overlaps(region.description, description))
       if (clash !== undefined) throw regionError('the region overlaps another one', description)
       regions.push(mapRegion(description))

@@ -166,3 +166,47 @@ test('two threads watch one eventfd and map one file, and each is told of its ow
   region.close()
   for (const fd of Object.values(fds)) native.closeFd(fd)
 })
+
+// A worker that is being terminated is still inside a native function for a moment, in which everything that might
+// run JavaScript fails. An empty value that is used then ends the whole process, this test's included.
+const cutOff = test.macro({
+  async exec(t, body: string) {
+    for (let round = 0; round < 12; round++) {
+      const worker = startWorker(`
+        const memory = native.memfdCreate('cut-off', 4096, true)
+        const newQueue = () => native.createSplitQueue({ sizeMax: 8, headerBytes: 16, statusByte: true,
+          batchCountMax: 4, chainCountMax: 8, strictChains: false })
+        parentPort.postMessage('busy')
+        for (;;) { ${body} }`)
+      await once(worker, 'message')
+      // Somewhere in the middle of a call, at another place each time.
+      await new Promise((resolve) => setTimeout(resolve, round % 4))
+      t.is(await worker.terminate(), 1)
+    }
+  },
+  title: (provided) => `a worker can be terminated in the middle of ${provided}`,
+})
+test.serial('making queues', cutOff, 'newQueue().close()')
+test.serial(
+  'watching',
+  cutOff,
+  'const fd = native.eventfdCreate(); native.watchReadable(fd, true, () => {}).close(); native.closeFd(fd)',
+)
+test.serial('making memory', cutOff, "native.closeFd(native.memfdCreate('cut-off', 4096, true))")
+test.serial('mapping and letting go', cutOff, 'native.mapRegion(memory, 0n, 0n, 4096n, 0n).close()')
+test.serial(
+  'starting and stopping a ring',
+  cutOff,
+  `
+  const region = native.mapRegion(memory, 0n, 0n, 4096n, 0n)
+  const queue = newQueue()
+  queue.start({ size: 8, descriptorAddress: 0n, availableAddress: 1024n, usedAddress: 2048n, guestAddresses: false,
+    availableBase: 0, eventIdx: true, indirect: true, regions: [region], callFd: -1 })
+  queue.setRegions([region]); queue.inspect(); queue.stop(); queue.close(); region.close()`,
+)
+
+test('a value that has no text is refused and does not end the process', (t) => {
+  const symbol = Symbol('no text') as never
+  t.throws(() => native.createSplitQueue({ sizeMax: symbol } as never), { code: 'ERR_OPTION_TYPE' })
+  t.throws(() => native.createMicroTimer(() => {}).start(symbol), { code: 'ERR_OPTION_TYPE' })
+})

@@ -174,3 +174,12 @@ test('the watchdog does not take a draining queue, or one without credits, for a
   t.is(await stopping, 1)
   await answers[0]
 })
+
+test('a memory file of any size costs a front-end nothing, so what is mapped of it has a limit', (t) => {
+  const bench = new Bench(t, heldDisk().device)
+  const sizeBytes = 257 * 2 ** 30
+  const fd = native.memfdCreate('huge', sizeBytes, false)
+  const huge = { fd, guestAddress: 0n, userAddress: 0n, sizeBytes: BigInt(sizeBytes), mmapOffsetBytes: 0n }
+  t.throws(() => bench.session.setMemory([huge]), { code: 'ERR_MEMORY_REGION' })
+  t.is(bench.session.memory.regions.length, 1, 'the old table stays')
+})
