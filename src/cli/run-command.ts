@@ -39,7 +39,11 @@ export class CaptiveCommand {
   kill(signal: NodeJS.Signals): void {
     const { pid, exitCode, signalCode } = this.#child
     if (pid === undefined || exitCode !== null || signalCode !== null) return
-    if (this.#ownGroup) process.kill(-pid, signal)
-    else this.#child.kill(signal)
+    try {
+      if (this.#ownGroup) process.kill(-pid, signal)
+      else this.#child.kill(signal)
+    } catch {
+      // It ended just now, or it became somebody else (sudo) whom we may not signal: then it ends by itself.
+    }
   }
 }

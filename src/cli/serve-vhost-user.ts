@@ -1,6 +1,7 @@
+import { statSync } from 'node:fs'
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { join, resolve } from 'node:path'
 import type { BlockDevice, Device } from '../handlers/device.ts'
 import { compose, type Layer } from '../handlers/handler.ts'
 import { entropyDevice } from '../handlers/index.ts'
@@ -81,8 +82,25 @@ async function serve(options: ServeVhostUserOptions, log: Logger): Promise<numbe
 }
 
 function checkStore(options: ServeVhostUserOptions, log: Logger): void {
-  if (options.device.kind === 'blk') checkStoreOptions(options)
-  else if (namesStore(options)) log.warn('the store is not used: only --device blk has one')
+  if (options.stats !== undefined && options.file !== undefined && isSameFile(options.stats, options.file)) {
+    throw new UsageError(
+      `--stats ${options.stats} is the store itself; give the statistics a file of their own`,
+    )
+  }
+  if (options.device.kind === 'blk') {
+    checkStoreOptions(options)
+    return
+  }
+  if (options.readOnly || options.serial !== undefined) {
+    throw new UsageError('--read-only and --serial are for --device blk; another device decides for itself')
+  }
+  if (namesStore(options)) log.warn('the store is not used: only --device blk has one')
+}
+
+function isSameFile(one: string, other: string): boolean {
+  const [first, second] = [one, other].map((path) => statSync(path, { throwIfNoEntry: false }))
+  if (first === undefined || second === undefined) return resolve(one) === resolve(other)
+  return first.dev === second.dev && first.ino === second.ino
 }
 
 async function openDevice(options: ServeVhostUserOptions): Promise<Device> {

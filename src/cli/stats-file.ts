@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto'
-import { rename, rm, writeFile } from 'node:fs/promises'
+import { lstat, rename, rm, writeFile } from 'node:fs/promises'
 import { concat, defer, exhaustMap, lastValueFrom, type Observable, Subject, takeUntil } from 'rxjs'
 import type { TransportStats } from '../transport/stats.ts'
 
@@ -22,6 +22,9 @@ export async function keepStatsFile(
   server: StatsSource,
   onFailure: (error: Error) => void,
 ): Promise<() => Promise<void>> {
+  // Each rewrite takes the place of what is there: that must not be a device or a folder.
+  const found = await lstat(path).catch(() => undefined)
+  if (found !== undefined && !found.isFile()) throw new Error(`${path} is there and is no regular file`)
   await replaceFile(path, server.statsSnapshot())
   const rewrite = (): Promise<void> => replaceFile(path, server.statsSnapshot()).catch(onFailure)
   const stopped = new Subject<void>()

@@ -141,9 +141,9 @@ export class DeviceSession implements QueueHost {
     await this.#settled(this.#memoryTable.renew())
   }
 
-  /** Takes nothing more and answers what is in flight, as {@link QueueController.stop} does for each queue. */
+  /** Takes nothing more and answers what is in flight; what takes longer than the grace time is aborted and fails. */
   async drain(): Promise<void> {
-    await Promise.all(this.#queues.map((queue) => queue.stop()))
+    await Promise.all(this.#queues.map((queue) => queue.stop(this.options.stopGraceMs)))
   }
 
   /**

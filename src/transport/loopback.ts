@@ -137,7 +137,7 @@ export class Loopback extends EventEmitter<LoopbackEvents> {
       clearInterval(progress)
       this.#driver?.close()
       this.#driver = undefined
-      if (!this.#closed) await this.#session.queue(0).stop()
+      if (!this.#closed) await this.#session.drain()
       this.#loading = false
     }
   }
@@ -190,7 +190,7 @@ export class Loopback extends EventEmitter<LoopbackEvents> {
     const requester = this.#requester
     if (requester === undefined) return
     this.#requester = undefined
-    await this.#session.queue(0).stop()
+    await this.#session.drain()
     await requester.close()
   }
 

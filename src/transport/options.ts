@@ -25,9 +25,17 @@ export interface ServeOptions {
   readonly creditCountMax?: number
   /** Most requests a queue takes in one turn of the event loop, 1 to 65536. Default 512. */
   readonly budgetCountMax?: number
-  /** A handler that has not answered after so many ms is answered for with an I/O error; 0: never. Default 30000. */
+  /**
+   * A handler that has not answered after so many ms is answered for with an I/O error. Default 0: never, because the
+   * driver then uses the buffer again, and a store that reads or writes it later (a file read cannot be recalled)
+   * corrupts it. Set it for handlers that stop at `io.signal`; for the others there is the layer `timeout`, which
+   * works in private memory.
+   */
   readonly requestTimeoutMs?: number
-  /** A stopping queue waits so many ms for its handlers, then aborts what is left. Default 5000. */
+  /**
+   * A transport that closes waits so many ms for its handlers, then aborts what is left. Default 5000. A queue that
+   * its driver stops (GET_VRING_BASE) waits for as long as it takes: the driver goes on with the same buffers.
+   */
   readonly stopGraceMs?: number
   /** True: a malformed descriptor chain breaks its queue. Default false: that request is returned with length 0. */
   readonly strictChains?: boolean
@@ -86,7 +94,7 @@ export function resolveServeOptions(options: ServeOptions): ResolvedServeOptions
     suppression: functionOf('suppression', options.suppression ?? adaptive()),
     creditCountMax: integerIn('creditCountMax', options.creditCountMax ?? 32768, 1, 32768),
     budgetCountMax: integerIn('budgetCountMax', options.budgetCountMax ?? 512, 1, 65536),
-    requestTimeoutMs: integerIn('requestTimeoutMs', options.requestTimeoutMs ?? 30_000, 0, DAY_MS),
+    requestTimeoutMs: integerIn('requestTimeoutMs', options.requestTimeoutMs ?? 0, 0, DAY_MS),
     stopGraceMs: integerIn('stopGraceMs', options.stopGraceMs ?? 5_000, 0, DAY_MS),
     strictChains: booleanOf('strictChains', options.strictChains ?? false),
     watchdogMs: integerIn('watchdogMs', options.watchdogMs ?? 0, 0, DAY_MS),

@@ -192,14 +192,17 @@ export class QueueController {
   }
 
   /**
-   * GET_VRING_BASE: takes nothing more, waits until everything in flight is answered (aborting it after the grace
-   * time), publishes it, and closes the kick and call eventfds.
+   * GET_VRING_BASE: takes nothing more, waits until everything in flight is answered, publishes it, and closes the
+   * kick and call eventfds.
    *
+   * @param graceMs what is not answered after so many ms is aborted and fails; without it a slow store is waited for
    * @returns the next available index
    */
-  async stop(): Promise<number> {
+  async stop(graceMs?: number): Promise<number> {
     this.#started = false
+    const grace = graceMs === undefined ? undefined : setTimeout(() => this.#giveUpAll(), graceMs)
     await this.#drain()
+    clearTimeout(grace)
     this.#closeDoorbells()
     this.#broken = undefined
     return this.#availableBase
@@ -337,12 +340,12 @@ export class QueueController {
   }
 
   async #drainPipeline(): Promise<void> {
-    const grace = setTimeout(() => {
-      this.#giveUp.next(new HushringError('ERR_REQUEST_ABORTED', 'the queue was stopped'))
-    }, this.#host.options.stopGraceMs)
     this.#noMoreKicks.next()
     await this.#ended
-    clearTimeout(grace)
+  }
+
+  #giveUpAll(): void {
+    this.#giveUp.next(new HushringError('ERR_REQUEST_ABORTED', 'the queue was stopped'))
   }
 
   /** The pipeline is through with everything; the ring may be continued from here. */

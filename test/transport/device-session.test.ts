@@ -1,5 +1,6 @@
 import test, { type ExecutionContext } from 'ava'
-import { blockDevice, type Device, MiB, type ServeOptions, virtioDevice } from '../../src/index.ts'
+import { retry, timeout } from '../../src/handlers/index.ts'
+import { blockDevice, compose, type Device, MiB, type ServeOptions, virtioDevice } from '../../src/index.ts'
 import { native } from '../../src/native.ts'
 import { BlockDriver, SharedMemory, SplitDriver } from '../../src/testing/index.ts'
 import { DeviceSession, type QueueController } from '../../src/transport/device-session.ts'
@@ -182,4 +183,39 @@ test('a memory file of any size costs a front-end nothing, so what is mapped of 
   const huge = { fd, guestAddress: 0n, userAddress: 0n, sizeBytes: BigInt(sizeBytes), mmapOffsetBytes: 0n }
   t.throws(() => bench.session.setMemory([huge]), { code: 'ERR_MEMORY_REGION' })
   t.is(bench.session.memory.regions.length, 1, 'the old table stays')
+})
+
+test('a write that a deadline gave up is not repeated: it may still be running and land after later writes', async (t) => {
+  let writes = 0
+  let reads = 0
+  const silent = blockDevice({
+    capacityBytes: MiB,
+    read: () => {
+      reads++
+      return new Promise<void>(() => {})
+    },
+    write: () => {
+      writes++
+      return new Promise<void>(() => {})
+    },
+  })
+  const bench = new Bench(t, compose(silent, [retry({ count: 2 }), timeout({ ms: 10 })]), { stopGraceMs: 0 })
+  await bench.start()
+  await t.throwsAsync(bench.disk.write(0, Buffer.alloc(512)))
+  t.is(writes, 1)
+  await t.throwsAsync(bench.disk.read(0, 512))
+  t.is(reads, 3, 'a read into private memory may be repeated')
+})
+
+test('a queue that its driver stops waits for a slow store and gives nothing up', async (t) => {
+  const { device, held } = heldDisk()
+  const bench = new Bench(t, device, { stopGraceMs: 5 })
+  await bench.start()
+  const answer = bench.disk.read(0, 512)
+  await until(() => held.length === 1)
+  const stopping = bench.queue.stop()
+  await new Promise((resolve) => setTimeout(resolve, 30))
+  held[0]!()
+  t.is(await stopping, 1)
+  t.deepEqual(await answer, Buffer.alloc(512, 7))
 })

@@ -481,6 +481,17 @@ test.serial('row 60: close() from inside a handler resolves', async (t) => {
   t.is(bench.events.at(-1), 'closed')
 })
 
+test.serial('close() from inside an attached listener resolves', async (t) => {
+  const bench = await listen(t)
+  const closed = new Promise<void>((resolve, reject) => {
+    bench.server.once('attached', () => void bench.server.close().then(resolve, reject))
+  })
+  const guest = start(t, bench).catch(() => undefined)
+  await closed
+  t.is(bench.events.at(-1), 'closed')
+  await guest
+})
+
 test.serial('a server can be disposed of', async (t) => {
   const bench = await listen(t)
   await bench.server[Symbol.asyncDispose]()

@@ -1,7 +1,7 @@
 import type { SchedulerLike } from 'rxjs'
 import { integerIn, numberIn, refuseUnknownOptions } from '../../options.ts'
 import type { Completion } from '../../ring/request.ts'
-import type { BlockRequest } from '../block/block-request.ts'
+import { type BlockRequest, isWriting } from '../block/block-request.ts'
 import { type Answer, attempt, flatMapAnswer, type Handler, type Layer } from '../handler.ts'
 import { delayed, schedulerOf } from './delay.ts'
 
@@ -38,7 +38,11 @@ export function retry(options: RetryOptions): Layer {
   return (next) => (io) => ask(next, io, count)
 }
 
+const GIVEN_UP: ReadonlySet<string> = new Set(['ERR_HANDLER_TIMEOUT', 'ERR_REQUEST_ABORTED'])
+
 function isWorthRepeating(io: BlockRequest, completion: Completion): boolean {
   if (completion.result !== 'failed' || io.verb === 'flush') return false
+  // A write that was given up may still be running, and would land after its own repetition and whatever followed.
+  if (isWriting(io.verb) && GIVEN_UP.has(completion.error.code)) return false
   return completion.error.family === 'medium' && !io.isAborted
 }

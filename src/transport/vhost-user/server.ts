@@ -169,9 +169,9 @@ export class VhostUserServer extends EventEmitter<VhostUserEvents> {
     } catch (error) {
       this.#degrade(new HushringError('ERR_VHOST_SYSTEM', (error as Error).message, { cause: error }))
       await delay(ACCEPT_RETRY_MS)
-      if (this.#closing !== undefined) return
     }
-    this.#watchListener()
+    // A listener of ours may have closed the server meanwhile.
+    if (this.#closing === undefined) this.#watchListener()
   }
 
   /**
@@ -190,6 +190,10 @@ export class VhostUserServer extends EventEmitter<VhostUserEvents> {
     if (this.#attachment === undefined) {
       this.#attachment = this.#attach(fd)
       this.#serving = this.#serve(this.#attachment)
+      // Told when everything is in place: a listener may close the server.
+      this.#connections++
+      this.#options.logger.info(`${this.#name}: a front-end connected`)
+      this.emit('attached')
       return
     }
     native.closeFd(fd)
@@ -215,9 +219,6 @@ export class VhostUserServer extends EventEmitter<VhostUserEvents> {
   }
 
   async #serve({ connection, session, backEnd }: Attachment): Promise<void> {
-    this.#connections++
-    this.#options.logger.info(`${this.#name}: a front-end connected`)
-    this.emit('attached')
     const error = await connection.serve(backEnd)
     this.#pastStats = { ...this.statsSnapshot(), inFlight: 0 }
     this.#attachment = undefined
