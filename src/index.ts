@@ -6,16 +6,7 @@ export {
   HushringError,
 } from './errors.ts'
 export * from './handlers/index.ts'
-export {
-  adaptive,
-  type CoalesceOptions,
-  coalesce,
-  type Hold,
-  immediate,
-  type Load,
-  type SuppressionPolicy,
-  soonest,
-} from './notify/suppression.ts'
+export * from './notify/suppression.ts'
 export type { Logger } from './transport/logger.ts'
 export {
   type LoadOptions,

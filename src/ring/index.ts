@@ -1,3 +1,4 @@
+export { RingFeature } from './features.ts'
 export { DriverMemory, type RegionDescription, SharedRegion } from './memory.ts'
 export {
   Batch,

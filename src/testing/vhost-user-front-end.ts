@@ -1,4 +1,5 @@
 import { native } from '../native.ts'
+import { RingFeature } from '../ring/features.ts'
 import { MessageConnection } from '../transport/vhost-user/connection.ts'
 import {
   BackEndRequest,
@@ -27,7 +28,6 @@ import type { SharedMemory } from './shared-memory.ts'
 import { socketPair } from './socket-pair.ts'
 import type { SplitDriver } from './split-driver.ts'
 
-const EVENT_IDX = 1n << 29n
 const NO_PAYLOAD = Buffer.alloc(0)
 
 /** What {@link VhostUserFrontEnd.handshake} accepts of what the back-end offers. */
@@ -140,7 +140,7 @@ export class VhostUserFrontEnd {
 
   /** True when event indices were negotiated. */
   get eventIdx(): boolean {
-    return (this.features & EVENT_IDX) !== 0n
+    return (this.features & RingFeature.EVENT_IDX) !== 0n
   }
 
   // ---- one message --------------------------------------------------------------------------------------------

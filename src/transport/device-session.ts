@@ -1,6 +1,7 @@
 import { HushringError } from '../errors.ts'
 import { asVirtioDevice } from '../handlers/as-virtio-device.ts'
 import type { Device, VirtioDevice } from '../handlers/device.ts'
+import { RingFeature } from '../ring/features.ts'
 import type { DriverMemory, RegionDescription } from '../ring/memory.ts'
 import type { RingRequest } from '../ring/request.ts'
 import { MemoryTable, type RegionIdentity } from './memory-table.ts'
@@ -10,10 +11,6 @@ import { addStats, BlockTally, NO_STATS, type TransportStats } from './stats.ts'
 
 export type { RegionDescription } from '../ring/memory.ts'
 export { QueueController } from './queue-controller.ts'
-
-const VERSION_1 = 1n << 32n
-const EVENT_IDX = 1n << 29n
-const INDIRECT_DESC = 1n << 28n
 
 /** What a session tells the transport it belongs to. */
 export interface DeviceSessionEvents {
@@ -51,9 +48,9 @@ export class DeviceSession implements QueueHost {
     this.queueCount = Math.min(options.queueCountMax, this.device.queueCountMax)
     this.offeredFeatures =
       this.device.features |
-      VERSION_1 |
-      (options.eventIdx ? EVENT_IDX : 0n) |
-      (options.indirect ? INDIRECT_DESC : 0n)
+      RingFeature.VERSION_1 |
+      (options.eventIdx ? RingFeature.EVENT_IDX : 0n) |
+      (options.indirect ? RingFeature.INDIRECT_DESC : 0n)
     this.#queues = Array.from({ length: this.queueCount }, (_, index) => new QueueController(index, this))
     if (options.watchdogMs > 0) {
       this.#watchdog = setInterval(() => this.#look(), options.watchdogMs).unref()

@@ -16,6 +16,7 @@ import type { Handler } from '../handlers/handler.ts'
 import { native } from '../native.ts'
 import { doorbell } from '../notify/doorbell.ts'
 import { serveQueue } from '../notify/pipeline.ts'
+import { RingFeature } from '../ring/features.ts'
 import type { DriverMemory } from '../ring/memory.ts'
 import { type QueueCounts, VirtQueue } from '../ring/queue.ts'
 import type { RingRequest } from '../ring/request.ts'
@@ -39,8 +40,6 @@ export interface QueueHost {
   onFailure(request: RingRequest, error: HushringError): void
 }
 
-const EVENT_IDX = 1n << 29n
-const INDIRECT_DESC = 1n << 28n
 const NO_FD = -1
 
 /**
@@ -286,8 +285,8 @@ export class QueueController {
         availableAddress: available,
         usedAddress: used,
         availableBase: this.#availableBase,
-        eventIdx: (features & EVENT_IDX) !== 0n,
-        indirect: (features & INDIRECT_DESC) !== 0n,
+        eventIdx: (features & RingFeature.EVENT_IDX) !== 0n,
+        indirect: (features & RingFeature.INDIRECT_DESC) !== 0n,
         callFd: this.#callFd,
       })
     } catch (error) {
