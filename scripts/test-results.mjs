@@ -69,7 +69,8 @@ export function readCtest(output, results, show) {
     const lines = outputs.get(number) ?? []
     const cases = doctestCases(lines)
     if (outcome === 'Passed') {
-      results.passed += cases.failed.length > 0 ? 1 : cases.passed || 1
+      // A test that must fail inside, such as a mutant, counts as one.
+      results.passed += cases.failedCount > 0 ? 1 : cases.passed || 1
       continue
     }
     for (const printedLine of lines) show(printedLine)
@@ -78,11 +79,17 @@ export function readCtest(output, results, show) {
   }
 }
 
-/** What doctest says in the lines of a program: how many cases passed, and the names of those that failed. */
+/**
+ * What doctest says in the lines of a program: how many cases passed and failed, and the names of those that printed
+ * something, which those that failed do.
+ */
 function doctestCases(lines) {
-  const passed = lines.flatMap((line) => /^\[doctest\] test cases: .*\| +(\d+) passed/.exec(line)?.[1] ?? [])
+  const counts = lines.map((line) =>
+    /^\[doctest\] test cases: .*\| +(\d+) passed \| +(\d+) failed/.exec(line),
+  )
+  const [, passed = '0', failedCount = '0'] = counts.find((found) => found !== null) ?? []
   const failed = lines.flatMap((line) => /^TEST CASE: +(.*)$/.exec(line)?.[1] ?? [])
-  return { passed: Number(passed[0] ?? 0), failed: [...new Set(failed)] }
+  return { passed: Number(passed), failedCount: Number(failedCount), failed: [...new Set(failed)] }
 }
 
 /**

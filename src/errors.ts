@@ -56,6 +56,32 @@ export const ERROR_CODES = {
     meaning: 'The object does something else at the moment that excludes this call.',
     remedy: 'Wait for the earlier call to end; a loopback runs one load at a time.',
   },
+  ERR_DEVICE_KIND: {
+    family: 'caller',
+    meaning: 'This transport cannot serve a device of this kind.',
+    remedy: 'vhost-user and the loopback serve disks and virtio devices, TCMU serves disks and SCSI devices.',
+  },
+  ERR_TCMU_UNAVAILABLE: {
+    family: 'caller',
+    meaning: 'This machine has no TCMU, or this process may not use it.',
+    remedy:
+      'Load target_core_user (and tcm_loop), mount configfs, and run as root; the message says what is missing.',
+  },
+  ERR_TCMU_OPEN: {
+    family: 'caller',
+    meaning: 'The UIO device does not exist, or is no TCMU device.',
+    remedy: 'Give the path of a /dev/uioN whose name in /sys/class/uio/uioN begins with tcm-user.',
+  },
+  ERR_TCMU_IN_USE: {
+    family: 'caller',
+    meaning: 'Another process serves this TCMU device, or the name is taken by a device that is not ours.',
+    remedy: 'A TCMU device has one server at a time: stop the other one or choose another name.',
+  },
+  ERR_TCMU_RING_DIRTY: {
+    family: 'caller',
+    meaning: 'An earlier server left commands unanswered on the ring, and the ring may not be reset.',
+    remedy: 'Allow the reset (`recover`), or reset it by hand (docs/tcmu.md, Recovery).',
+  },
   ERR_NATIVE_LOAD: {
     family: 'caller',
     meaning: 'The native addon is missing or does not load on this machine.',
@@ -221,7 +247,62 @@ export const ERROR_CODES = {
     remedy: 'The second one is refused and the first lives on; give each front-end a socket of its own.',
   },
 
+  // The peer is wrong: a SCSI command.
+  ERR_SCSI_REQUEST: {
+    family: 'peer',
+    meaning: 'A SCSI command was refused: it is malformed, out of range, or its data did not compare.',
+    remedy: 'The initiator gets the sense data in `details.sense`; look for what it asked.',
+  },
+
+  // The peer is wrong: the TCMU ring.
+  ERR_TCMU_MAILBOX: {
+    family: 'peer',
+    meaning:
+      'The mailbox of the TCMU device has another version, or a ring that does not lie in the mapping.',
+    remedy: 'The device is not served; hushring needs ABI version 2 and a 64-bit kernel.',
+  },
+  ERR_TCMU_HEAD: {
+    family: 'peer',
+    meaning: 'The head of the TCMU command ring is outside the ring, or not at an entry.',
+    remedy: 'The device stops and its tail stays; reset the ring (docs/tcmu.md, Recovery).',
+  },
+  ERR_TCMU_ENTRY: {
+    family: 'peer',
+    meaning: 'An entry of the TCMU command ring has an impossible length.',
+    remedy: 'The device stops and its tail stays; reset the ring (docs/tcmu.md, Recovery).',
+  },
+  ERR_TCMU_DATA: {
+    family: 'peer',
+    meaning: 'A TCMU command names data or a CDB outside its place, or more pieces than an entry has.',
+    remedy: 'The device stops and its tail stays; reset the ring (docs/tcmu.md, Recovery).',
+  },
+  ERR_TCMU_COMMAND_ID: {
+    family: 'peer',
+    meaning: 'A TCMU command has the id 0, or the id of a command that is in flight.',
+    remedy: 'The device stops and its tail stays; reset the ring (docs/tcmu.md, Recovery).',
+  },
+  ERR_TCMU_REMOVED: {
+    family: 'peer',
+    meaning: 'The TCMU device went away while it was served.',
+    remedy: 'What is in flight is aborted; remove a device only after its server was closed.',
+  },
+
   // The medium failed.
+  ERR_SCSI_MEDIUM: {
+    family: 'medium',
+    meaning: 'A SCSI device cannot do what it was asked: not ready, a medium error or a hardware error.',
+    remedy: 'The initiator gets the sense data in `details.sense`; the reason is in `cause`.',
+  },
+  ERR_SCSI_STATUS: {
+    family: 'medium',
+    meaning: 'A SCSI device answered with a status without sense data, such as BUSY.',
+    remedy: 'The initiator gets the status in `details.status`, and usually tries again.',
+  },
+  ERR_TCMU_SYSTEM: {
+    family: 'medium',
+    meaning: 'The kernel refused a step in configfs, sysfs or on the UIO device; its error is in `cause`.',
+    remedy: 'The message names the file and what was tried; docs/tcmu.md explains the usual reasons.',
+  },
   ERR_VHOST_SYSTEM: {
     family: 'medium',
     meaning: 'The operating system refused what a vhost-user message needed; its error is in `cause`.',

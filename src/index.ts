@@ -19,5 +19,6 @@ export {
 } from './transport/loopback.ts'
 export type { ServeOptions } from './transport/options.ts'
 export type { StatsOptions, TransportStats } from './transport/stats.ts'
+export * from './transport/tcmu/index.ts'
 export * from './transport/vhost-user/index.ts'
 export { GiB, KiB, MiB } from './units.ts'

@@ -33,6 +33,19 @@ export interface NativeBinding {
   // ---- rings --------------------------------------------------------------------------------------------
   createSplitQueue(options: NativeQueueOptions): NativeQueue
 
+  // ---- TCMU ---------------------------------------------------------------------------------------------
+  /**
+   * Opens and maps a UIO device of target_core_user. Throws what open(2) and mmap(2) refuse with (`EBUSY`: another
+   * process serves it), and `ERR_TCMU_OPEN` when it is no UIO device with a map.
+   *
+   * @param path such as `/dev/uio0`
+   * @param sysfs where sysfs is mounted, for the exact size of the map
+   */
+  openUioPort(path: string, sysfs: string): NativeTcmuPort
+  createTcmuQueue(options: NativeTcmuQueueOptions): NativeTcmuQueue
+  /** See {@link NativeTcmuKernel}. */
+  createTcmuKernel(options: NativeTcmuKernelOptions): NativeTcmuKernel
+
   // ---- eventfd and readiness ----------------------------------------------------------------------------
   /** Makes a non-blocking, close-on-exec eventfd with counter 0. The caller closes it. */
   eventfdCreate(): number
@@ -94,6 +107,44 @@ export interface NativeBinding {
    * which is less than asked only when the socket buffer is full; -1 when nothing could be sent.
    */
   unixSend(fd: number, bytes: Uint8Array, fds: readonly number[]): number
+
+  // ---- generic netlink ------------------------------------------------------------------------------------
+  /**
+   * Makes a non-blocking, close-on-exec socket of generic netlink. The caller closes it. When it is full it loses what
+   * comes, goes on as soon as there is room, and counts ({@link netlinkLostCount}); the sender of a lost multicast
+   * gets ENOBUFS.
+   *
+   * @param receiveBufferBytes room for what waits to be received; above the system's limit only with CAP_NET_ADMIN
+   */
+  netlinkOpen(receiveBufferBytes: number): number
+  /** Receives the multicasts of a group from now on. */
+  netlinkJoin(fd: number, group: number): void
+  /** Sends one datagram to the kernel, which has handled it and queued its answer when this returns. */
+  netlinkSend(fd: number, datagram: Uint8Array): number
+  /**
+   * Receives one datagram of the kernel into `target`; those of other processes are dropped. Returns its length, -1
+   * when none waits. Throws EMSGSIZE when it did not fit; it is gone then.
+   */
+  netlinkReceive(fd: number, target: Uint8Array): number
+  /** Datagrams that the socket has lost since it was opened, modulo 2^32. */
+  netlinkLostCount(fd: number): number
+
+  // ---- memory reclaim: for a process that serves a disk of its own machine ------------------------------------
+  /**
+   * Tells the kernel whether this thread writes out the dirty pages of others (PR_SET_IO_FLUSHER): what it allocates
+   * for the thread then never waits for such a page to be written. Threads and processes made later inherit it, and
+   * execve keeps it; threads that exist already, as libuv's pool may, stay as they are. Throws EPERM without
+   * CAP_SYS_RESOURCE and EINVAL before Linux 5.6.
+   */
+  setIoFlusher(enabled: boolean): void
+  /** Whether this thread is an I/O flusher. Throws as {@link setIoFlusher}. */
+  isIoFlusher(): boolean
+  /**
+   * Keeps the program and its libraries in memory (mlock) until the process ends, so that no instruction waits for a
+   * disk. Not the heap: V8 does not survive a locked one; it can only be swapped, which the operator can prevent.
+   * All or nothing: throws EPERM, ENOMEM or EAGAIN when RLIMIT_MEMLOCK is too low and the process lacks CAP_IPC_LOCK.
+   */
+  lockMemory(): void
 
   // ---- the driver's half, for the loopback, tests and benches ---------------------------------------------
   /** See {@link NativeDriverThread}. */
@@ -251,6 +302,298 @@ export const QueueCounter = {
   count: 12,
 } as const
 
+/** A TCMU device as its server sees it: the real one or a simulated one. */
+export interface NativeTcmuPort {
+  /**
+   * The whole mapping in windows of 1 GiB, in order, the last one shorter. Most of its pages must not be touched:
+   * only those of commands in flight. Never hand the ArrayBuffers themselves to users.
+   */
+  readonly windows: readonly ArrayBuffer[]
+  readonly mapBytes: number
+  /** Readable when the kernel put something on the ring. Borrowed. */
+  readonly eventFd: number
+  /**
+   * An ArrayBuffer over one piece of the mapping, for the time that its command is in flight. The caller conceals it
+   * when the command is answered.
+   */
+  expose(offsetBytes: number, lengthBytes: number): ArrayBuffer
+  /** Detaches an exposed ArrayBuffer, so that every view on it goes empty. */
+  conceal(buffer: ArrayBuffer): void
+  /** Reads the counter of events, which makes {@link eventFd} unreadable again. 0, or an errno: the device is gone. */
+  readEvent(): number
+  /** Detaches the windows and closes the device; unmaps when no queue and no exposed buffer needs the memory. */
+  close(): void
+}
+
+export interface NativeTcmuQueueOptions {
+  readonly port: NativeTcmuPort
+  /** Most commands taken and not yet answered, 1 to 65535. */
+  readonly commandCountMax: number
+  /** Most commands one `take` hands out, 1 to 65535. */
+  readonly batchCountMax: number
+  /** A batch with more Data-In than this is rung from a thread of its own. */
+  readonly inlineCopyBytesMax: number
+}
+
+/**
+ * The device's half of one TCMU command ring. Functions are bound: they work without `this`.
+ *
+ * Hot path: `take` and `complete`, one call each per batch.
+ */
+export interface NativeTcmuQueue {
+  /** Starts on the ring as it is now. Returns 0, or the {@link RingBreak} that says why it cannot be served. */
+  start(): number
+  /** Touches the ring no more; late answers are ignored. */
+  stop(): void
+  /**
+   * Takes up to `countMax` commands (at most `batchCountMax`) into the tables. Stops after a task management entry,
+   * which {@link tidings} and {@link aborted} then tell.
+   *
+   * @returns the number taken, or minus a {@link RingBreak}
+   */
+  take(countMax: number): number
+  /**
+   * Gives back the first `count` rows of {@link completions}: fills slots, stores the tail once with release order,
+   * and rings the doorbell once. Then looks at the ring again. Without anything to publish it only looks.
+   *
+   * @returns `signalled`, `more`, `armed` of {@link CompleteBits}, or minus a {@link RingBreak}
+   */
+  complete(count: number): number
+  /** The kernel may use the id of a command again whose buffer was kept (TcmuCompletionFlag.keepBuffer). */
+  freeKept(command: number): void
+  /** True when the ring shows an entry that was not taken. Changes nothing. */
+  seesEntry(): boolean
+
+  /** Rows of {@link TcmuCommandRow.words} words, one a taken command; valid until the next `take`. */
+  readonly commands: Uint32Array
+  /** CDBs of taken commands, {@link CDB_WORDS} words apart. */
+  readonly cdbs: Uint32Array
+  /** Rows of {@link SegmentRow.words} words. */
+  readonly segments: Uint32Array
+  /** Rows of {@link TcmuCompletionRow.words} words, filled by the caller of `complete`; `commandCountMax` rows. */
+  readonly completions: Uint32Array
+  /** 96 sense bytes for each row of {@link completions}; they count with CHECK CONDITION only. */
+  readonly senses: Uint8Array
+  /** {@link TcmuTidings}, written by `take` and `complete`. */
+  readonly tidings: Uint32Array
+  /** The commands that a task management entry names and that are in flight. */
+  readonly aborted: Uint32Array
+  /** {@link TcmuCounter} values, written by native code. */
+  readonly counters: BigUint64Array
+
+  /** `flags`: the mailbox's; the two cursors; the {@link RingBreak} or 0. */
+  inspect(): { flags: number; readIndex: number; tailIndex: number; broken: number }
+  /** Frees the queue, after a doorbell that is being rung. Any later call throws ERR_CLOSED. */
+  close(): void
+}
+
+/** Words of one CDB in {@link NativeTcmuQueue.cdbs}. */
+export const CDB_WORDS = 66
+
+/**
+ * Layout of one row of {@link NativeTcmuQueue.commands}. `command` names it in the answer; `commandId` is the
+ * kernel's. The segments of iov_cnt come before those of iov_bidi_cnt.
+ */
+export const TcmuCommandRow = {
+  command: 0,
+  commandId: 1,
+  cdbBytes: 2,
+  firstSegment: 3,
+  dataCount: 4,
+  bidiCount: 5,
+  words: 6,
+} as const
+/**
+ * Layout of one row of {@link NativeTcmuQueue.completions}. `readLength` 0: the whole length. `copyBytes`: what the
+ * kernel will copy of Data-In.
+ */
+export const TcmuCompletionRow = {
+  command: 0,
+  status: 1,
+  readLength: 2,
+  flags: 3,
+  copyBytes: 4,
+  words: 5,
+} as const
+/** {@link TcmuCompletionRow} `flags`. */
+export const TcmuCompletionFlag = { keepBuffer: 1 } as const
+/** Index of each word of {@link NativeTcmuQueue.tidings}. */
+export const TcmuTidings = { tmrPresent: 0, tmrType: 1, tmrCommandCount: 2, nearlyFull: 3, words: 4 } as const
+/** Bits of the mailbox's flags: what the kernel can do. */
+export const TcmuMailboxFlag = { outOfOrder: 1, readLength: 2, taskManagement: 4, keepBuffer: 8 } as const
+
+/** Index of each counter in {@link NativeTcmuQueue.counters}. */
+export const TcmuCounter = {
+  commands: 0,
+  completions: 1,
+  batches: 2,
+  doorbells: 3,
+  /** Doorbells that began on the thread for batches with much data. */
+  offThreadDoorbells: 4,
+  /** Stores of the tail. */
+  publications: 5,
+  taskManagements: 6,
+  /** Commands in flight that task management named. */
+  abortedCommands: 7,
+  /** Ids that task management named and that were not in flight: answered already, or never there. */
+  unmatchedAborts: 8,
+  pads: 9,
+  unknownOps: 10,
+  /** Rows given to `complete` whose command was not in flight; ignored. */
+  ignoredCompletions: 11,
+  nativeCalls: 12,
+  lastFault: 13,
+  count: 14,
+} as const
+
+/** Throws `ERR_OPTION_RANGE` for what the kernel would not accept. */
+export interface NativeTcmuKernelOptions {
+  /** Mailbox and command ring: a multiple of 4096, at most 8 MiB. */
+  readonly ringBytes: number
+  /** A multiple of `blockBytes`, at most 16 GiB. */
+  readonly dataAreaBytes: number
+  /** A multiple of 4096. */
+  readonly blockBytes: number
+  /** {@link TcmuMailboxFlag} bits. */
+  readonly flags: number
+  /** Whether task management functions are told to the server (attrib/tmr_notification). */
+  readonly taskManagement: boolean
+  /** 0: never. */
+  readonly commandTimeoutMs: number
+  /** 0: nothing is held back; -1: as `commandTimeoutMs`, or 30 s if that is 0. */
+  readonly queueFullTimeoutMs: number
+}
+
+/**
+ * The kernel's half of a TCMU device and an initiator of it, simulated (native/core/peer/tcmu_kernel.h): what
+ * target_core_user of Linux 6.12 does. Time is what {@link advance} says. Functions are bound.
+ */
+export interface NativeTcmuKernel {
+  readonly mapBytes: number
+  /** An eventfd, readable when results wait or a load has ended. The caller closes it. */
+  readonly initiatorFd: number
+  /** Opens the device for a server. Throws `EBUSY` while somebody has it open. */
+  openPort(): NativeTcmuPort
+
+  /**
+   * Sends a command; both kinds of data make it bidirectional. The bytes are copied. False, and nothing done, while
+   * another command has the tag or a load runs.
+   */
+  submit(tag: number, cdb: Uint8Array, dataOut: Uint8Array, dataInBytes: number): boolean
+  /** Everything that has ended since the last call. The command results of a load are its own. */
+  takeResults(): {
+    readonly commands: readonly NativeScsiResult[]
+    /** `response` 0: function complete; 1: task does not exist. */
+    readonly taskManagement: readonly { readonly number: number; readonly response: number }[]
+  }
+  /** ABORT TASK; its result carries `number`. */
+  abortTask(number: number, tag: number): void
+  /** LOGICAL UNIT RESET. */
+  lunReset(number: number): void
+  /** Until `unplug()`, which signals once, no command signals. */
+  plug(): void
+  unplug(): void
+  advance(ms: number): void
+
+  notifyOfTaskManagement(notify: boolean): void
+  /** action/reset_ring: 1 ends commands with BUSY, 2 with CHECK CONDITION. 0, or EINVAL. */
+  resetRing(level: number): number
+  /** action/block_dev. */
+  setBlocked(blocked: boolean): void
+  /** action/free_kept_buf. 0, or EINVAL. */
+  freeKeptBuffer(commandId: number): number
+  /** The device goes away: its ports give EIO. */
+  remove(): void
+
+  /** A copy of the shared memory; pages that no command has are zeros. */
+  readMemory(offsetBytes: number, lengthBytes: number): ArrayBuffer
+  writeMemory(offsetBytes: number, bytes: Uint8Array): void
+  /** Stores a head of any value and signals. */
+  publishHead(head: number): void
+  /** Puts an entry of any opcode, 0 to 7, onto the ring. False when there is no room. */
+  putEntry(opcode: number, body: Uint8Array): boolean
+
+  inspect(): {
+    readonly head: number
+    readonly drained: number
+    readonly idCount: number
+    readonly heldBackCount: number
+    readonly waitingTaskManagementCount: number
+    readonly freeBlockCount: number
+    readonly eventCount: number
+    readonly doorbellCount: number
+    readonly isBroken: boolean
+    readonly isBlocked: boolean
+    /** {@link TcmuServerFault} */
+    readonly fault: number
+  }
+  logLines(): string[]
+
+  /** Begins a load. False, and nothing done, while another one runs or results were not taken. */
+  startLoad(options: NativeTcmuLoadOptions): boolean
+  /** Sends nothing more; what is in flight goes on. */
+  stopLoad(): void
+  /** The last load, running or done. */
+  load(): NativeTcmuLoad
+  /** Lets go. An open port lives on. Any later call throws ERR_CLOSED. */
+  close(): void
+}
+
+/** How a command ended, as its initiator sees it. */
+export interface NativeScsiResult {
+  readonly tag: number
+  readonly status: number
+  /** 96 bytes; zeros but for CHECK CONDITION. */
+  readonly sense: ArrayBuffer
+  /** What was written of it, from the first byte on. */
+  readonly dataIn: ArrayBuffer
+  readonly residualBytes: number
+}
+
+/**
+ * A load of READ(10) and WRITE(10) of fixed depth, without a thread: each answer found in a doorbell becomes the next
+ * command before that doorbell returns. Options as {@link NativeDriverThreadOptions} has them.
+ */
+export interface NativeTcmuLoadOptions {
+  readonly queueDepth: number
+  readonly requestCountMax: number
+  readonly durationMs: number
+  /** Bytes a command: a multiple of `logicalBlockBytes`. */
+  readonly blockBytes: number
+  readonly logicalBlockBytes: number
+  readonly capacityBytes: number
+  readonly writePercent: number
+  readonly verify: boolean
+  readonly seed: number
+}
+
+/** What a load has measured up to now. */
+export interface NativeTcmuLoad {
+  readonly isDone: boolean
+  readonly requests: number
+  readonly failedRequests: number
+  readonly mismatchedBytes: number
+  readonly verifiedBytes: number
+  readonly elapsedNanos: number
+  /** Rung by the server, signalled by the kernel. */
+  readonly doorbells: number
+  readonly events: number
+  readonly p50Nanos: number
+  readonly p99Nanos: number
+}
+
+/** What a server did wrong to the ring (native/core/peer/tcmu_kernel.h, ServerFault). */
+export const TcmuServerFault = {
+  none: 0,
+  commandId: 1,
+  keptTwice: 2,
+  tailRange: 3,
+  tailBoundary: 4,
+  entryLength: 5,
+  order: 6,
+  unknownOpcode: 7,
+} as const
+
 /** Why a queue broke or a chain was refused. Numbers are part of the native contract (native/core/fault.h). */
 export const RingBreak = {
   ERR_RING_AVAIL_INDEX: 1,
@@ -266,6 +609,12 @@ export const RingBreak = {
   ERR_CHAIN_ORDER: 11,
   ERR_CHAIN_FRAMING: 12,
   ERR_MEMORY_TRUNCATED: 13,
+  ERR_TCMU_MAILBOX: 14,
+  ERR_TCMU_HEAD: 15,
+  ERR_TCMU_ENTRY: 16,
+  ERR_TCMU_DATA: 17,
+  ERR_TCMU_COMMAND_ID: 18,
+  ERR_TCMU_REMOVED: 19,
 } as const
 
 export interface NativeWatch {

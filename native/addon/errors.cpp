@@ -48,6 +48,17 @@ bool integer_argument(const Napi::CallbackInfo& info, std::size_t index, const c
   return false;
 }
 
+bool bytes_argument(const Napi::CallbackInfo& info, std::size_t index, const char* name, std::span<std::byte>& bytes) {
+  const Napi::Value value = info[index];
+  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array) {
+    throw_type_error(info.Env(), name, "a Uint8Array");
+    return false;
+  }
+  auto array = value.As<Napi::Uint8Array>();
+  bytes = {reinterpret_cast<std::byte*>(array.Data()), array.ElementLength()};
+  return true;
+}
+
 void throw_coded(const Napi::Error& error, const char* code) {
   error.Value().Set("code", code);
   error.ThrowAsJavaScriptException();

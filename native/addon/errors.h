@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 
 #include "os/result.h"
@@ -19,6 +20,10 @@ namespace hushring {
 // ERR_OPTION_TYPE or ERR_OPTION_RANGE that calls the argument `name`, and gives false.
 [[nodiscard]] bool integer_argument(const Napi::CallbackInfo& info, std::size_t index, const char* name,
                                     std::int64_t min, std::int64_t max, std::int64_t& value);
+
+// Argument `index` as the bytes of a Uint8Array (or Buffer), borrowed for the call. Otherwise throws and gives false.
+[[nodiscard]] bool bytes_argument(const Napi::CallbackInfo& info, std::size_t index, const char* name,
+                                  std::span<std::byte>& bytes);
 
 // A value as a flag: true for `true` and false for everything else. Nothing is coerced, see text_of().
 [[nodiscard]] bool flag_from(const Napi::Value& value);

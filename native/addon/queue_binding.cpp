@@ -1,11 +1,5 @@
-// createSplitQueue: the device's half of a split virtqueue as src/native.ts declares it (NativeQueue).
-//
-// take() and complete() are raw Node-API functions that find their queue through the `data` pointer, which costs a
-// third of unwrapping `this`; they allocate nothing. Everything else is called once a connection and is written for
-// clarity.
-//
-// Ownership: each function of a queue holds the QueueHandle; the handle holds the queue until close(). Whatever ends
-// first, close(), the garbage collector or the environment (a worker that is terminated), ends it exactly once.
+// createSplitQueue: the device's half of a split virtqueue as src/native.ts declares it (NativeQueue). What owns
+// what is told in bound_functions.h.
 #include <napi.h>
 
 #include <bit>
@@ -18,6 +12,7 @@
 #include <vector>
 
 #include "addon/bindings.h"
+#include "addon/bound_functions.h"
 #include "addon/errors.h"
 #include "addon/option_reader.h"
 #include "addon/region_binding.h"
@@ -242,68 +237,24 @@ class SplitQueue {
   int call_fd_ = -1;  // borrowed
 };
 
-// What the functions of one queue share; empty after close().
-struct QueueHandle {
-  std::unique_ptr<SplitQueue> queue;
-};
-
 // ---- The functions of a queue ----------------------------------------------------------------------------------
 
-napi_value throw_closed(napi_env env) {
-  napi_throw_error(env, "ERR_CLOSED", "the queue is closed");
-  return nullptr;
-}
-
 napi_value take(napi_env env, napi_callback_info info) {
-  std::size_t argument_count = 1;
-  napi_value argument = nullptr;
-  void* data = nullptr;
-  napi_get_cb_info(env, info, &argument_count, &argument, nullptr, &data);
-  SplitQueue* const queue = static_cast<QueueHandle*>(data)->queue.get();
-  if (queue == nullptr) return throw_closed(env);
-  std::uint32_t count_max = 0;
-  napi_get_value_uint32(env, argument, &count_max);
+  const HotCall<SplitQueue, 1> call(env, info);
+  if (call.bound == nullptr) return nullptr;
   napi_value result = nullptr;
-  napi_create_int32(env, queue->take(count_max), &result);
+  napi_create_int32(env, call.bound->take(call.uint32_at(env, 0)), &result);
   return result;
 }
 
 napi_value complete(napi_env env, napi_callback_info info) {
-  std::size_t argument_count = 2;
-  napi_value arguments[2] = {};
-  void* data = nullptr;
-  napi_get_cb_info(env, info, &argument_count, arguments, nullptr, &data);
-  SplitQueue* const queue = static_cast<QueueHandle*>(data)->queue.get();
-  if (queue == nullptr) return throw_closed(env);
-  std::uint32_t count = 0;
+  const HotCall<SplitQueue, 2> call(env, info);
+  if (call.bound == nullptr) return nullptr;
   bool rearm = false;
-  napi_get_value_uint32(env, arguments[0], &count);
-  napi_get_value_bool(env, arguments[1], &rearm);
+  napi_get_value_bool(env, call.arguments[1], &rearm);
   napi_value result = nullptr;
-  napi_create_int32(env, queue->complete(count, rearm), &result);
+  napi_create_int32(env, call.bound->complete(call.uint32_at(env, 0), rearm), &result);
   return result;
-}
-
-// Adds a raw function that keeps `handle` alive as long as it lives itself.
-void define_hot(Napi::Object object, const char* name, napi_callback function,
-                const std::shared_ptr<QueueHandle>& handle) {
-  napi_env env = object.Env();
-  napi_value value = nullptr;
-  if (napi_create_function(env, name, NAPI_AUTO_LENGTH, function, handle.get(), &value) != napi_ok) return;
-  const auto release = [](napi_env, void* owner, void*) { delete static_cast<std::shared_ptr<QueueHandle>*>(owner); };
-  auto* const owner = new std::shared_ptr<QueueHandle>(handle);
-  napi_add_finalizer(env, value, owner, release, nullptr, nullptr);
-  object.Set(name, value);
-}
-
-// Adds a function with a body of (SplitQueue&, const Napi::CallbackInfo&), which returns the result.
-template <class Body>
-void define_cold(Napi::Object object, const char* name, const std::shared_ptr<QueueHandle>& handle, Body body) {
-  const auto function = [handle, body](const Napi::CallbackInfo& info) -> Napi::Value {
-    if (handle->queue == nullptr) return {info.Env(), throw_closed(info.Env())};
-    return body(*handle->queue, info);
-  };
-  object.Set(name, Napi::Function::New(object.Env(), function, name));
 }
 
 Napi::Value number(const Napi::CallbackInfo& info, Fault fault) {
@@ -364,9 +315,9 @@ Napi::Value create_split_queue(const Napi::CallbackInfo& info) {
 
   const Napi::ArrayBuffer buffer = Tables::make_buffer(env, options);
   if (buffer.IsEmpty()) return env.Undefined();
-  const auto handle = std::make_shared<QueueHandle>(QueueHandle{std::make_unique<SplitQueue>(options, buffer)});
+  const auto handle = make_handle(std::make_unique<SplitQueue>(options, buffer), "the queue is closed");
   const Napi::Object object = Napi::Object::New(env);
-  handle->queue->define_tables(object);
+  handle->bound->define_tables(object);
   define_hot(object, "take", take, handle);
   define_hot(object, "complete", complete, handle);
   define_cold(object, "start", handle, start);
@@ -375,8 +326,7 @@ Napi::Value create_split_queue(const Napi::CallbackInfo& info) {
   define_cold(object, "setCallFd", handle, set_call_fd);
   define_cold(object, "signal", handle, signal);
   define_cold(object, "inspect", handle, inspect);
-  const auto close = [handle](const Napi::CallbackInfo&) { handle->queue.reset(); };
-  object.Set("close", Napi::Function::New(env, close, "close"));
+  define_close(object, handle);
   return object;
 }
 

@@ -17,18 +17,6 @@ namespace {
 
 constexpr std::int64_t kIntMax = std::numeric_limits<int>::max();
 
-// The bytes of a Uint8Array (or Buffer) argument; throws and gives false when it is none.
-bool bytes_argument(const Napi::CallbackInfo& info, std::size_t index, const char* name, std::span<std::byte>& bytes) {
-  const Napi::Value value = info[index];
-  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array) {
-    throw_type_error(info.Env(), name, "a Uint8Array");
-    return false;
-  }
-  auto array = value.As<Napi::Uint8Array>();
-  bytes = {reinterpret_cast<std::byte*>(array.Data()), array.ElementLength()};
-  return true;
-}
-
 bool path_argument(const Napi::CallbackInfo& info, std::string& path) {
   if (!info[0].IsString()) {
     throw_type_error(info.Env(), "path", "a string");

@@ -1,5 +1,5 @@
-// What a driver can do wrong, by number. The numbers are the contract with src/native.ts (RingBreak), where each
-// has its stable code.
+// What a driver, or the kernel behind a TCMU ring, can do wrong, by number. The numbers are the contract with
+// src/native.ts (RingBreak), where each has its stable code.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +21,12 @@ enum class Fault : std::uint8_t {
   kChainOrder = 11,     // readable after writable
   kChainFraming = 12,   // no room for header or status
   kMemoryTruncated = 13,
+  kTcmuMailbox = 14,    // another version, or a ring or tail that does not lie where it may
+  kTcmuHead = 15,       // a command head outside the ring, off a boundary, or in entries that were taken
+  kTcmuEntry = 16,      // an entry with an impossible length
+  kTcmuData = 17,       // a CDB outside its entry, data outside the data area, or more pieces than fit
+  kTcmuCommandId = 18,  // a command with the id 0, or the id of one in flight
+  kTcmuRemoved = 19,    // the device went away
 };
 
 }  // namespace hushring

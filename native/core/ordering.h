@@ -64,6 +64,45 @@ struct HardwareOrdering {
   // serves that request. Partner: the driver's decision to kick.
   static constexpr bool looks_again_after_rearm = true;
 
+  // ---- F9: the command head is read before what it covers (TCMU) -------------------------------------------
+  // Kernel: slot, CDB and Data-Out are written before cmd_head.
+  // Prevented: head read as 128 (new), the slot at 0 read early (old): a command that was answered long ago is served
+  // again, and its answer makes the kernel say "cmd_id N not found, ring is broken" (tcmu-runner 688, on aarch64).
+  // Partner: publish_command_head, in the kernel (its smp_store_release of cmd_head).
+  static std::uint32_t acquire_command_head(const std::uint32_t* head) noexcept {
+    return load(head, std::memory_order_acquire);
+  }
+  static void publish_command_head(std::uint32_t* head, std::uint32_t value) noexcept {
+    store(head, value, std::memory_order_release);
+  }
+
+  // ---- F10: the command tail is published after the answers it covers (TCMU) -------------------------------
+  // Device: Data-In and the answers in the slots are written before cmd_tail.
+  // Prevented: the kernel, draining for another reason, reads tail 128 (new), then the slot at 0 (old): it takes the
+  // id of whatever lay there for an answer.
+  // Partner: acquire_command_tail, in the kernel. The real one reads the tail with READ_ONCE, which orders nothing:
+  // it relies on draining inside our own doorbell. Release is our half of the pair, F11 makes it enough.
+  static void publish_command_tail(std::uint32_t* tail, std::uint32_t value) noexcept {
+    store(tail, value, std::memory_order_release);
+  }
+  static std::uint32_t acquire_command_tail(const std::uint32_t* tail) noexcept {
+    return load(tail, std::memory_order_acquire);
+  }
+
+  // ---- F11: the doorbell comes after the tail, one at a time (TCMU) -----------------------------------------
+  // No function: the write() that rings the doorbell runs the kernel's drain in its caller, so program order is all
+  // it takes in the thread that stored the tail, and a lock that hands the doorbell over is all it takes in another.
+  // Prevented: thread A stores the tail while thread B is inside write(); B's drain may see the new tail before the
+  // slots (F10), or have looked for the last time just before A's store and leave its answers for ever.
+  // Partner: the kernel's drain. Hence no tail is stored while a doorbell is being rung, and every tail gets one.
+
+  // ---- F12: the event is consumed, then the last look at the command head (TCMU) ----------------------------
+  // TCMU has no wish to be told or not: the kernel counts an event after every publish. But it does not order the
+  // count after the head for a reader. Prevented: the device reads the event, loads the old head from before the
+  // fence, and sleeps; the event is gone and no second one follows. Partner: publish_command_head, in the kernel.
+  // What a fence on this side alone cannot promise is covered by a slow timer that looks while the device is idle.
+  static void fence_event_then_command_head() noexcept { full_fence(); }
+
   // ---- Words whose order is given by the fences and indices above -----------------------------------------
   template <typename Word>
   static Word load_relaxed(const Word* word) noexcept {
@@ -85,6 +124,20 @@ struct HardwareOrdering {
       length_bytes -= kWordBytes;
     }
     for (; length_bytes > 0; --length_bytes) *target++ = load_relaxed(source++);
+  }
+  // The opposite way: writes bytes that the other side may be reading, each byte once. The target may have any
+  // alignment.
+  static void write_relaxed(std::byte* target, const std::byte* source, std::size_t length_bytes) noexcept {
+    constexpr std::size_t kWordBytes = sizeof(std::uint64_t);
+    while (length_bytes >= kWordBytes && reinterpret_cast<std::uintptr_t>(target) % kWordBytes == 0) {
+      std::uint64_t word;
+      std::memcpy(&word, source, kWordBytes);
+      store_relaxed(reinterpret_cast<std::uint64_t*>(target), word);
+      target += kWordBytes;
+      source += kWordBytes;
+      length_bytes -= kWordBytes;
+    }
+    for (; length_bytes > 0; --length_bytes) store_relaxed(target++, *source++);
   }
 
  protected:

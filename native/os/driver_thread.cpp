@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "core/ordering.h"
+#include "core/peer/virtio_blk.h"
 #include "os/eventfd.h"
 #include "os/latency_histogram.h"
 #include "os/unique_fd.h"
@@ -188,13 +189,12 @@ class DriverThread::Load {
     RequestMemory& memory = requests_[slot];
     const BlockRequest request = blocks_.begin(data_of(slot));
     in_flight_[slot].request = request;
-    memory.header = request.header;
+    memory.header = {request.is_write ? kBlockOut : kBlockIn, 0, request.sector};
     memory.status = kStatusUnwritten;
-    const bool is_write = request.header.type == kBlockOut;
     const Driver::Buffer buffers[kBuffersPerRequest] = {{address_of(&memory.header), sizeof(BlockHeader)},
                                                         {address_of(data_of(slot)), options_.load.block_bytes},
                                                         {address_of(&memory.status), sizeof(memory.status)}};
-    const Driver::Buffers readable = Driver::Buffers(buffers).first(is_write ? 2 : 1);
+    const Driver::Buffers readable = Driver::Buffers(buffers).first(request.is_write ? 2 : 1);
     const Driver::Buffers writable = Driver::Buffers(buffers).subspan(readable.size());
     // There is room: the depth was cut to what the ring holds.
     static_cast<void>(options_.indirect ? driver_.add_indirect(readable, writable,
@@ -208,7 +208,7 @@ class DriverThread::Load {
     const std::uint32_t count = driver_.reap([&](std::uint32_t slot, std::uint32_t length_bytes) {
       const auto& [request, submitted_nanos] = in_flight_[slot];
       latency_.record(now_nanos_ - submitted_nanos);
-      const std::uint32_t wanted_bytes = request.header.type == kBlockOut ? 1 : options_.load.block_bytes + 1;
+      const std::uint32_t wanted_bytes = request.is_write ? 1 : options_.load.block_bytes + 1;
       const bool succeeded = requests_[slot].status == kBlockOk && length_bytes == wanted_bytes;
       if (!succeeded) ++failed;
       const BlockCheck check = blocks_.end(request, succeeded, data_of(slot));

@@ -23,6 +23,7 @@
 #include "core/ordering.h"
 #include "core/peer/block_load.h"
 #include "core/peer/split_driver.h"
+#include "core/peer/virtio_blk.h"
 #include "core/split.h"
 #include "os/driver_thread.h"
 #include "os/eventfd.h"
@@ -52,8 +53,8 @@ TEST_CASE("block load: fills its set first, then never has two requests for one 
   std::vector<std::uint64_t> sectors;
   for (std::uint32_t index = 0; index < load.checked_count(); ++index) {
     const BlockRequest request = load.begin(bytes);
-    CHECK(request.header.type == kBlockOut);
-    sectors.push_back(request.header.sector);
+    CHECK(request.is_write);
+    sectors.push_back(request.sector);
     load.end(request, true, bytes);
   }
   CHECK(std::is_sorted(sectors.begin(), sectors.end()));
@@ -67,7 +68,7 @@ TEST_CASE("block load: fills its set first, then never has two requests for one 
       in_flight.erase(in_flight.begin());
     }
     const BlockRequest request = load.begin(bytes);
-    for (const BlockRequest& other : in_flight) shared += other.header.sector == request.header.sector ? 1 : 0;
+    for (const BlockRequest& other : in_flight) shared += other.sector == request.sector ? 1 : 0;
     in_flight.push_back(request);
   }
   CHECK(shared == 0);
@@ -81,11 +82,11 @@ TEST_CASE("block load: counts every wrong byte, and each version and place has d
   auto* const disk_bytes = reinterpret_cast<std::byte*>(disk.data());
   auto* const bytes = reinterpret_cast<std::byte*>(data.data());
   const BlockRequest write = load.begin(disk_bytes);
-  CHECK(write.header.type == kBlockOut);
+  CHECK(write.is_write);
   load.end(write, true, disk_bytes);
   const auto read = [&](const std::function<void()>& spoil) {
     const BlockRequest request = load.begin(bytes);
-    REQUIRE(request.header.type == kBlockIn);
+    REQUIRE_FALSE(request.is_write);
     CHECK(std::all_of(data.begin(), data.end(), [](std::uint64_t word) { return word == 0; }));
     data = disk;
     spoil();
@@ -110,7 +111,7 @@ TEST_CASE("block load: after a failed write the next request for the block is a 
   for (std::uint32_t round = 0; round < 200; ++round) {
     const std::vector<std::uint64_t> before = data;
     const BlockRequest request = load.begin(bytes);
-    const bool is_write = request.header.type == kBlockOut;
+    const bool is_write = request.is_write;
     if (failed_before) CHECK(is_write);
     if (is_write) CHECK(data != before);
     if (!is_write) ++reads;
@@ -129,9 +130,9 @@ TEST_CASE("block load: without verify it reaches the whole disk and leaves the d
   std::uint32_t writes = 0;
   for (std::uint32_t round = 0; round < 10'000; ++round) {
     const BlockRequest request = load.begin(nullptr);
-    REQUIRE(request.header.sector % 8 == 0);
-    ++met.at(request.header.sector / 8);
-    if (request.header.type == kBlockOut) ++writes;
+    REQUIRE(request.sector % 8 == 0);
+    ++met.at(request.sector / 8);
+    if (request.is_write) ++writes;
     load.end(request, true, nullptr);
   }
   CHECK(*std::min_element(met.begin(), met.end()) > 0);

@@ -50,5 +50,5 @@ async function importDefault(file: string): Promise<unknown> {
 /** Recognised by their kind and not by their class, because the module may have a hushring of its own. */
 function isDevice(value: unknown): value is Device {
   const { kind, wrap } = (value ?? {}) as Partial<Device>
-  return (kind === 'block' || kind === 'virtio') && typeof wrap === 'function'
+  return (kind === 'block' || kind === 'virtio' || kind === 'scsi') && typeof wrap === 'function'
 }

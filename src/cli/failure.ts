@@ -14,6 +14,11 @@ const OPTION_NAMES: Readonly<Record<string, string>> = {
   'queues.countMax': '--queues',
   'queues.sizeMax': '--queue-size-max',
   serial: '--serial',
+  name: '--create',
+  uioPath: '--uio',
+  maxDataAreaBytes: '--max-data-area',
+  ringBytes: '--ring-size',
+  commandTimeoutS: '--cmd-timeout',
 }
 
 /** As {@link OPTION_NAMES}, for what stores say about themselves, which is no error of an option. */

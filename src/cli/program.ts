@@ -4,6 +4,7 @@ import { LAYERS, type Layer, layerFromText } from '../handlers/index.ts'
 import type { DemoOptions } from './demo.ts'
 import { parseDevice } from './device-option.ts'
 import { LOG_LEVELS } from './log.ts'
+import type { ServeTcmuOptions } from './serve-tcmu.ts'
 import type { ServeVhostUserOptions } from './serve-vhost-user.ts'
 import { parseSize } from './sizes.ts'
 import { parseSuppression } from './suppression-option.ts'
@@ -12,6 +13,7 @@ import { parseSuppression } from './suppression-option.ts'
 export interface Actions {
   demo(options: DemoOptions): Promise<number>
   serveVhostUser(options: ServeVhostUserOptions): Promise<number>
+  serveTcmu(options: ServeTcmuOptions): Promise<number>
 }
 
 /**
@@ -43,11 +45,12 @@ export function hushringProgram(
     .action(async (options: DemoOptions) => onExitStatus(await actions.demo(options)))
   const serve = program.command('serve').description('serve a device to another process')
   addServeVhostUser(serve, async (options) => onExitStatus(await actions.serveVhostUser(options)))
+  addServeTcmu(serve, async (options) => onExitStatus(await actions.serveTcmu(options)))
   return program
 }
 
 function addServeVhostUser(parent: Command, action: (options: ServeVhostUserOptions) => Promise<void>): void {
-  parent
+  const command = parent
     .command('vhost-user')
     .description('serve a device over a vhost-user socket, to QEMU, libblkio and the like')
     .optionsGroup('Where front-ends connect:')
@@ -56,40 +59,84 @@ function addServeVhostUser(parent: Command, action: (options: ServeVhostUserOpti
       'make the socket here, mode 0600; left out with socket activation (LISTEN_FDS)',
     )
     .option('--run <command>', 'run a shell command with $socket set, then stop and exit with its status')
+  addStoreOptions(command)
+  addDeviceOptions(command, 'blk, rng or a module such as ./my-device.js')
+  command
+    .optionsGroup('The rings:')
+    .option('--queues <n>', 'most virtqueues', parseCount, 1)
+    .option('--queue-size-max <n>', 'largest ring, a power of two', parseCount, 1024)
+    .option('--no-event-idx', 'suppress notifications by flags only')
+    .addOption(policyOption('--suppression <policy>'))
+    .option('--strict', 'a malformed request breaks its queue')
+  addTellOptions(command)
+  command.addHelpText('after', layerHelp).addHelpText('after', SERVE_VHOST_USER_EXAMPLES).action(action)
+}
+
+function addServeTcmu(parent: Command, action: (options: ServeTcmuOptions) => Promise<void>): void {
+  const command = parent
+    .command('tcmu')
+    .description("serve a disk through the kernel's SCSI target (TCMU); needs root and target_core_user")
+    .optionsGroup('Where initiators find it:')
+    .addOption(
+      new Option('--create <name>', 'make a device of this name; it is taken away at the end').conflicts(
+        'uio',
+      ),
+    )
+    .option('--uio </dev/uioN>', 'serve a device that exists')
+    .addOption(
+      new Option('--fabric <fabric>', 'loopback: a disk of this machine; none: link it yourself').choices([
+        'loopback',
+        'none',
+      ]),
+    )
+  addStoreOptions(command)
+  addDeviceOptions(command, 'blk, or a module such as ./my-device.js')
+  command
+    .optionsGroup('The ring:')
+    .option('--max-data-area <size>', 'most memory for data in flight, whole MiB', parseSize)
+    .option('--ring-size <size>', 'mailbox and command ring, 1MiB to 8MiB', parseSize)
+    .option('--cmd-timeout <s>', 'the kernel fails a command after so long', parseCount)
+    .addOption(policyOption('--doorbell <policy>'))
+    .option('--lock-memory', 'lock programs and libraries in memory, to serve a disk of its own machine')
+  addTellOptions(command)
+  command.addHelpText('after', layerHelp).addHelpText('after', SERVE_TCMU_EXAMPLES).action(action)
+}
+
+function addStoreOptions(command: Command): void {
+  command
     .optionsGroup('The store of a disk (SIZE: 512, 64KiB, 1GiB …):')
     .addOption(storeOption('--null <size>', 'reads zeros, forgets writes').argParser(parseSize))
     .addOption(storeOption('--memory <size>', 'lives as long as the process').argParser(parseSize))
     .addOption(storeOption('--file <path>', 'an image file or a block device'))
     .option('--size <size>', 'the size the file must have; it is made if there is none', parseSize)
+}
+
+function addDeviceOptions(command: Command, devices: string): void {
+  command
     .optionsGroup('The device:')
     .addOption(
-      new Option('--device <device>', 'blk, rng or a module such as ./my-device.js')
-        .default(parseDevice('blk'), 'blk')
-        .argParser(parseDevice),
+      new Option('--device <device>', devices).default(parseDevice('blk'), 'blk').argParser(parseDevice),
     )
     .option('--read-only', 'refuse writes, and tell the driver so')
     .option('--serial <text>', 'what the driver sees as the serial number, up to 20 characters')
     .option('--block-size <bytes>', '512 or 4096', parseBlockSize, 512)
     .option('--layer <name:key=value,…>', 'wrap the disk; again for more, the first one outermost', addLayer)
-    .optionsGroup('The rings:')
-    .option('--queues <n>', 'most virtqueues', parseCount, 1)
-    .option('--queue-size-max <n>', 'largest ring, a power of two', parseCount, 1024)
-    .option('--no-event-idx', 'suppress notifications by flags only')
-    .addOption(
-      new Option('--suppression <policy>', 'immediate, coalesce:N,MICROS or adaptive')
-        .default(parseSuppression('adaptive'), 'adaptive')
-        .argParser(parseSuppression),
-    )
-    .option('--strict', 'a malformed request breaks its queue')
+}
+
+function addTellOptions(command: Command): void {
+  command
     .optionsGroup('What is told:')
     .option('--stats <file>', 'keep statistics here, as JSON: each second and at the end')
     .addOption(
       new Option('--log-level <level>', 'how much goes to stderr').default('info').choices(LOG_LEVELS),
     )
     .option('--json', 'log JSON objects, one a line')
-    .addHelpText('after', layerHelp)
-    .addHelpText('after', SERVE_EXAMPLES)
-    .action(action)
+}
+
+function policyOption(flags: string): Option {
+  return new Option(flags, 'immediate, coalesce:N,MICROS or adaptive')
+    .default(parseSuppression('adaptive'), 'adaptive')
+    .argParser(parseSuppression)
 }
 
 const STORE_NAMES = ['null', 'memory', 'file']
@@ -137,7 +184,7 @@ Examples:
   hushring demo --seconds 1 --json
 `
 
-const SERVE_EXAMPLES = `
+const SERVE_VHOST_USER_EXAMPLES = `
 Prints "ready vhost-user PATH" when it can accept a front-end. SIGTERM or SIGINT drains, removes the socket and exits
 with 0; a second one exits at once. Exit status: 0 done, 1 failed, 2 wrong usage.
 
@@ -150,4 +197,19 @@ Examples:
     hushring serve vhost-user --memory 64MiB --run 'blkio-bench virtio-blk-vhost-user path=$socket'
   A device of your own, with statistics to look at:
     hushring serve vhost-user --socket ./d.sock --device ./my-device.js --stats stats.json
+`
+
+const SERVE_TCMU_EXAMPLES = `
+Prints "ready tcmu /dev/uioN" when initiators can use it, with --create also the disk: "ready tcmu /dev/uioN /dev/sdX".
+SIGTERM or SIGINT takes the device away, answers what is in flight and exits with 0; a second one exits at once.
+SIGHUP gives the disk the size that its file has now. After a crash the same command goes on where it was.
+Exit status: 0 done, 1 failed, 2 wrong usage.
+
+Examples:
+  A disk of this machine, /dev/sdX, in a file:
+    hushring serve tcmu --create disk0 --file disk.img --size 1GiB
+  A device that something else made:
+    hushring serve tcmu --uio /dev/uio0 --memory 256MiB
+  Fewer doorbells: up to 32 answers wait for each other, for at most 100 µs:
+    hushring serve tcmu --create disk0 --file disk.img --doorbell coalesce:32,100
 `

@@ -1,13 +1,18 @@
 import type { RingRequest } from '../ring/request.ts'
+import type { ScsiRequest } from '../ring/scsi-request.ts'
 import type { BlockRequest } from './block/block-request.ts'
 import type { Handler, Layer } from './handler.ts'
+import type { UnitAttentions } from './scsi/unit-attentions.ts'
 
-/** A device is a handler with a shape. A transport takes either kind. */
-export type Device = BlockDevice | VirtioDevice
+/**
+ * A device is a handler with a shape. A disk can be served by every transport; a virtio device by vhost-user and the
+ * loopback, a SCSI device by TCMU.
+ */
+export type Device = BlockDevice | VirtioDevice | ScsiDevice
 
 /** The shape of a disk, as a driver sees it. */
 export interface BlockGeometry {
-  /** Size in bytes; a multiple of `blockBytes`. */
+  /** Size in bytes; a multiple of `blockBytes`. A disk that can be resized tells its present size: read it anew. */
   readonly capacityBytes: number
   /** Smallest unit a driver addresses, in bytes: 512 or 4096. */
   readonly blockBytes: number
@@ -32,6 +37,13 @@ export interface BlockDevice {
   readonly handler: Handler<BlockRequest>
   /** The same disk with `layer` around its handler. `compose` calls this. */
   wrap(layer: Layer<BlockRequest>): BlockDevice
+  /**
+   * Changes the capacity. A disk without it has the size it was made with. Drivers are told by the transport
+   * (`resize` of a TCMU device).
+   *
+   * @param capacityBytes a positive multiple of `blockBytes`
+   */
+  resize?(capacityBytes: number): Promise<void>
   /** Ends the store. Called by whoever made the device, after every transport that serves it is closed. */
   close(): Promise<void>
 }
@@ -78,6 +90,37 @@ export interface VirtioDevice {
   connect(features: bigint): Handler<RingRequest>
   /** The same device with `layer` around its handlers. `compose` calls this. */
   wrap(layer: Layer<RingRequest>): VirtioDevice
+  /** As {@link BlockDevice.close}. */
+  close(): Promise<void>
+}
+
+/** How a SCSI logical unit presents itself, and what it must tell its initiators. */
+export interface LogicalUnit {
+  /** T10 vendor identification, up to 8 printable ASCII characters. */
+  readonly vendor: string
+  /** Product identification, up to 16 printable ASCII characters. */
+  readonly product: string
+  /** Product revision level, up to 4 printable ASCII characters. */
+  readonly revision: string
+  /** Unit serial number (VPD page 80h), 1 to 252 printable ASCII characters. */
+  readonly serial: string
+  /** Conditions that the next command must hear of. */
+  readonly attentions: UnitAttentions
+}
+
+/** Any SCSI device: one logical unit of a TCMU backstore. */
+export interface ScsiDevice {
+  readonly kind: 'scsi'
+  /** Short name for logs and statistics. */
+  readonly name: string
+  /**
+   * Called once for each logical unit that serves the device.
+   *
+   * @returns the handler for its commands; it gets every command the kernel does not answer itself
+   */
+  connect(unit: LogicalUnit): Handler<ScsiRequest>
+  /** The same device with `layer` around its handlers. `compose` calls this. */
+  wrap(layer: Layer<ScsiRequest>): ScsiDevice
   /** As {@link BlockDevice.close}. */
   close(): Promise<void>
 }

@@ -18,8 +18,9 @@ import {
   type Request,
   type RingRequest,
 } from '../ring/request.ts'
+import type { ScsiRequest } from '../ring/scsi-request.ts'
 import type { BlockRequest } from './block/block-request.ts'
-import type { BlockDevice, Device, VirtioDevice } from './device.ts'
+import type { BlockDevice, Device, ScsiDevice, VirtioDevice } from './device.ts'
 
 /**
  * What a handler may return: a completion at once (allocates nothing and stays in the batch), a promise of one,
@@ -44,7 +45,9 @@ export type RequestOf<D extends Device> = D extends BlockDevice
   ? BlockRequest
   : D extends VirtioDevice
     ? RingRequest
-    : never
+    : D extends ScsiDevice
+      ? ScsiRequest
+      : never
 
 /**
  * Puts layers around a device. The first layer of the list is the outermost: it sees a request first and its

@@ -13,7 +13,9 @@ export type {
   BlockDevice,
   BlockGeometry,
   Device,
+  LogicalUnit,
   RequestFraming,
+  ScsiDevice,
   VirtioDevice,
 } from './device.ts'
 export { type EntropyDeviceOptions, entropyDevice } from './entropy.ts'
@@ -44,6 +46,9 @@ export { type RetryOptions, retry } from './layers/retry.ts'
 export { type TimeoutOptions, timeout } from './layers/timeout.ts'
 export { type TraceEntry, type TraceOptions, trace } from './layers/trace.ts'
 export { writeThrough } from './layers/write-through.ts'
+export { scsiBlock } from './scsi/scsi-block.ts'
+export { UnitAttentions } from './scsi/unit-attentions.ts'
+export { type ScsiDeviceOptions, scsiDevice } from './scsi-device.ts'
 export { type FileDiskOptions, fileDisk } from './stores/file-disk.ts'
 export { type MemoryDiskOptions, memoryDisk } from './stores/memory-disk.ts'
 export { type NullDiskOptions, nullDisk } from './stores/null-disk.ts'

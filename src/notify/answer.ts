@@ -6,13 +6,13 @@ import { type Completion, isCompletion, type RingRequest } from '../ring/request
 import { turnScheduler } from './schedulers.ts'
 
 /** Where {@link answer} puts the completions; a queue. */
-export interface AnswerRecorder {
-  record(request: RingRequest, completion: Completion): void
-  recycle(request: RingRequest): void
+export interface AnswerRecorder<Io extends RingRequest = RingRequest> {
+  record(request: Io, completion: Completion): void
+  recycle(request: Io): void
 }
 
 /** Options of {@link answer}. */
-export interface AnswerOptions {
+export interface AnswerOptions<Io extends RingRequest = RingRequest> {
   /** A handler that has not answered after so many ms is answered for, with `ERR_HANDLER_TIMEOUT`. 0: never. */
   readonly timeoutMs: number
   /** The clock of the deadline. Default: the monotonic clock of {@link turnScheduler}. */
@@ -20,7 +20,7 @@ export interface AnswerOptions {
   /** When it emits, every request in flight is aborted and fails with that error. */
   readonly giveUp?: Observable<HushringError>
   /** Called for each request that fails, with the error that does not fit into a status byte. */
-  readonly onFailure?: (request: RingRequest, error: HushringError) => void
+  readonly onFailure?: (request: Io, error: HushringError) => void
   /** Called when a handler answers a request that was answered for it before. */
   readonly onLateAnswer?: () => void
 }
@@ -38,26 +38,26 @@ export interface AnswerOptions {
  * the deadline has answered, because a read in flight still writes into it. For the same reason an observable that
  * was given up is not unsubscribed; its handler learns from `io.signal`.
  */
-export function answer(
-  recorder: AnswerRecorder,
-  handler: Handler<RingRequest>,
-  options: AnswerOptions,
-): OperatorFunction<Batch, number> {
+export function answer<Io extends RingRequest>(
+  recorder: AnswerRecorder<Io>,
+  handler: Handler<Io>,
+  options: AnswerOptions<Io>,
+): OperatorFunction<Batch<Io>, number> {
   const { timeoutMs, scheduler = turnScheduler, giveUp, onFailure, onLateAnswer } = options
   return (batches) =>
     new Observable((subscriber) => {
       // In the order of their deadlines, because every request has the same time.
-      const inFlight = new Set<LateAnswer>()
+      const inFlight = new Set<LateAnswer<Io>>()
       let sourceCompleted = false
       let answering = false
       let deadline: Subscription | undefined
 
-      const record = (request: RingRequest, completion: Completion): void => {
+      const record = (request: Io, completion: Completion): void => {
         recorder.record(request, completion)
         if (completion.result === 'failed') onFailure?.(request, completion.error)
       }
 
-      const settle = (late: LateAnswer, completion: Completion): void => {
+      const settle = (late: LateAnswer<Io>, completion: Completion): void => {
         inFlight.delete(late)
         if (subscriber.closed) return
         record(late.request, completion)
@@ -89,7 +89,7 @@ export function answer(
       }
 
       /** Has one request answered; true if its completion was recorded at once. */
-      const answerOne = (request: RingRequest): boolean => {
+      const answerOne = (request: Io): boolean => {
         const answered = callHandler(handler, request)
         if (isCompletion(answered)) {
           // The handler reset its own queue: the ring that waits for this answer is forgotten.
@@ -109,7 +109,7 @@ export function answer(
         return early !== undefined
       }
 
-      const answerBatch = (batch: Batch): void => {
+      const answerBatch = (batch: Batch<Io>): void => {
         let readyCount = 0
         answering = true
         for (let index = 0; index < batch.count && !subscriber.closed; index++) {
@@ -143,7 +143,7 @@ export function answer(
     })
 }
 
-function callHandler(handler: Handler<RingRequest>, request: RingRequest): Answer {
+function callHandler<Io extends RingRequest>(handler: Handler<Io>, request: Io): Answer {
   try {
     return handler(request)
   } catch (error) {
@@ -172,18 +172,18 @@ function checkedCompletion(request: RingRequest, value: unknown): Completion {
   )
 }
 
-type Settle = (late: LateAnswer, completion: Completion) => void
+type Settle<Io extends RingRequest> = (late: LateAnswer<Io>, completion: Completion) => void
 
 /** One request whose handler did not answer at once. */
-class LateAnswer {
-  readonly request: RingRequest
+class LateAnswer<Io extends RingRequest> {
+  readonly request: Io
   readonly deadlineMs: number
   readonly #onLateAnswer: (() => void) | undefined
   readonly #releaseMemory: () => void
   #answered = false
-  #settle: Settle | undefined
+  #settle: Settle<Io> | undefined
 
-  constructor(request: RingRequest, deadlineMs: number, onLateAnswer: (() => void) | undefined) {
+  constructor(request: Io, deadlineMs: number, onLateAnswer: (() => void) | undefined) {
     this.request = request
     this.deadlineMs = deadlineMs
     this.#onLateAnswer = onLateAnswer
@@ -191,7 +191,7 @@ class LateAnswer {
   }
 
   /** Waits for a promise or an observable. Returns the completion if it is there already, as with `of(io.ok())`. */
-  wait(answered: Answer, settle: Settle): Completion | undefined {
+  wait(answered: Answer, settle: Settle<Io>): Completion | undefined {
     let early: Completion | undefined
     this.#settle = (_late, completion) => {
       early = completion

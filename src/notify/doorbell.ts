@@ -1,6 +1,6 @@
 import { Observable } from 'rxjs'
 import { HushringError } from '../errors.ts'
-import { native } from '../native.ts'
+import { type NativeTcmuPort, native } from '../native.ts'
 
 /**
  * The kicks of a driver: emits once for each time the event loop found the eventfd readable, after it was read
@@ -18,6 +18,24 @@ export function doorbell(kickFd: number): Observable<void> {
       } else {
         subscriber.next()
       }
+    })
+    return () => watch.close()
+  })
+}
+
+/**
+ * The events of a TCMU device: emits once for each time the event loop found its descriptor readable, after the event
+ * was read. Reading comes before the look that each value asks for: an entry that comes after the look raises another
+ * event. Errors with `ERR_TCMU_REMOVED` when the device is gone.
+ *
+ * @param port borrowed: unsubscribe before closing it
+ */
+export function tcmuEvents(port: NativeTcmuPort): Observable<void> {
+  return new Observable((subscriber) => {
+    const watch = native.watchReadable(port.eventFd, false, (pollError) => {
+      const errno = pollError < 0 ? -pollError : port.readEvent()
+      if (errno === 0) subscriber.next()
+      else subscriber.error(new HushringError('ERR_TCMU_REMOVED', undefined, { details: { errno } }))
     })
     return () => watch.close()
   })

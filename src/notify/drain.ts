@@ -1,10 +1,11 @@
 import { Observable, type OperatorFunction, type SchedulerLike, type Subscription } from 'rxjs'
 import type { Batch } from '../ring/queue.ts'
+import type { RingRequest } from '../ring/request.ts'
 import { turnScheduler } from './schedulers.ts'
 
 /** The part of a queue that {@link drain} uses. */
-export interface DrainableQueue {
-  take(countMax: number): Batch
+export interface DrainableQueue<Io extends RingRequest = RingRequest> {
+  take(countMax: number): Batch<Io>
   rearm(): void
   readonly armed: boolean
   readonly more: boolean
@@ -41,7 +42,10 @@ export interface DrainOptions {
  * The same `Batch` object is emitted each time; it is valid until the consumer returns. Completes with its source
  * without taking more; errors when the queue is broken.
  */
-export function drain(queue: DrainableQueue, options: DrainOptions): OperatorFunction<unknown, Batch> {
+export function drain<Io extends RingRequest>(
+  queue: DrainableQueue<Io>,
+  options: DrainOptions,
+): OperatorFunction<unknown, Batch<Io>> {
   const { creditCountMax, budgetCountMax, scheduler = turnScheduler } = options
   return (wakes) =>
     new Observable((subscriber) => {

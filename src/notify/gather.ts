@@ -7,6 +7,8 @@ export interface GatherOptions {
   readonly policy: SuppressionPolicy
   /** Requests taken and not yet published, ready answers included. */
   readonly inFlightCount: () => number
+  /** Whether the other side waits for answers to go out; see the load of a {@link SuppressionPolicy}. Default: never. */
+  readonly isUrgent?: () => boolean
   /** The clock of the holds; its unit is the millisecond, fractions count. Default: timerfd and loop turns. */
   readonly scheduler?: SchedulerLike
 }
@@ -19,7 +21,7 @@ export interface GatherOptions {
  * policy says so and when the source completes or fails, so that stopping a queue loses no answer.
  */
 export function gather(options: GatherOptions): OperatorFunction<number, number> {
-  const { policy, inFlightCount, scheduler = microScheduler } = options
+  const { policy, inFlightCount, isUrgent = () => false, scheduler = microScheduler } = options
   return (answers) =>
     new Observable((subscriber) => {
       let readyCount = 0
@@ -50,7 +52,8 @@ export function gather(options: GatherOptions): OperatorFunction<number, number>
       const flushOrHold = (): void => {
         let held = false
         try {
-          const delayMs = holdMs(policy({ readyCount, unansweredCount: inFlightCount() - readyCount }))
+          const unansweredCount = inFlightCount() - readyCount
+          const delayMs = holdMs(policy({ readyCount, unansweredCount, urgent: isUrgent() }))
           if (delayMs !== undefined) hold(delayMs)
           held = delayMs !== undefined
         } catch {

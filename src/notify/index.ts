@@ -1,5 +1,5 @@
 export { type AnswerOptions, type AnswerRecorder, answer } from './answer.ts'
-export { doorbell } from './doorbell.ts'
+export { doorbell, tcmuEvents } from './doorbell.ts'
 export { creditsReturned, type DrainableQueue, type DrainOptions, drain } from './drain.ts'
 export { type GatherOptions, gather } from './gather.ts'
 export { type ServableQueue, type ServeOptions, serveQueue } from './pipeline.ts'

@@ -9,12 +9,16 @@ import { gather } from './gather.ts'
 import type { SuppressionPolicy } from './suppression.ts'
 
 /** The part of a queue that the pipeline uses. */
-export interface ServableQueue extends DrainableQueue, AnswerRecorder {
+export interface ServableQueue<Io extends RingRequest = RingRequest>
+  extends DrainableQueue<Io>,
+    AnswerRecorder<Io> {
   publish(): Published
+  /** True while the other side waits for answers to go out; see the load of a {@link SuppressionPolicy}. Left out: never. */
+  readonly urgent?: boolean
 }
 
 /** Options of {@link serveQueue}. */
-export interface ServeOptions {
+export interface ServeOptions<Io extends RingRequest = RingRequest> {
   readonly suppression: SuppressionPolicy
   /** Most requests taken and not yet answered, 1 or more. */
   readonly creditCountMax: number
@@ -24,7 +28,7 @@ export interface ServeOptions {
   readonly requestTimeoutMs: number
   /** When it emits, every request in flight is aborted and fails with that error. */
   readonly giveUp?: Observable<HushringError>
-  readonly onFailure?: (request: RingRequest, error: HushringError) => void
+  readonly onFailure?: (request: Io, error: HushringError) => void
   readonly onLateAnswer?: () => void
 }
 
@@ -40,11 +44,11 @@ export interface ServeOptions {
  * @param handler answers one request
  * @returns one value for each time answers were published; the same object each time
  */
-export function serveQueue(
-  queue: ServableQueue,
+export function serveQueue<Io extends RingRequest>(
+  queue: ServableQueue<Io>,
   kicks: Observable<void>,
-  handler: Handler<RingRequest>,
-  options: ServeOptions,
+  handler: Handler<Io>,
+  options: ServeOptions<Io>,
 ): Observable<Published> {
   return defer(() => {
     const start = defer(() => [undefined])
@@ -52,7 +56,11 @@ export function serveQueue(
     return withWaker(merge(kicks, start), unarmed).pipe(
       drain(queue, options),
       answer(queue, handler, { ...options, timeoutMs: options.requestTimeoutMs }),
-      gather({ policy: options.suppression, inFlightCount: () => queue.inFlightCount }),
+      gather({
+        policy: options.suppression,
+        inFlightCount: () => queue.inFlightCount,
+        isUrgent: () => queue.urgent === true,
+      }),
       map(() => queue.publish()),
       // Not armed means that the driver owes no kick for what is visible now, or that credits came back:
       // somebody has to look, and drain is the one who looks.

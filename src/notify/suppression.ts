@@ -6,6 +6,12 @@ export interface Load {
   readonly readyCount: number
   /** Requests taken and not yet answered; 0 means that nothing more will be ready unless the driver sends it. */
   readonly unansweredCount: number
+  /**
+   * True while the other side cannot go on without these answers. TCMU: the ring or the data area is nearly full, or
+   * a task management function waits for its commands. A virtio driver says such things with its event index, so
+   * there it is always false.
+   */
+  readonly urgent: boolean
 }
 
 /**
@@ -42,14 +48,15 @@ export interface CoalesceOptions {
 
 /**
  * Gathers up to `countMax` answers for at most `holdMicrosMax`. When the last request in flight is answered
- * nothing is gained by waiting, so that group goes out at once.
+ * nothing is gained by waiting, so that group goes out at once; and so does a group that the other side waits for.
  */
 export function coalesce(options: CoalesceOptions): SuppressionPolicy {
   refuseUnknownOptions(options, ['countMax', 'holdMicrosMax'])
   const countMax = integerIn('countMax', options.countMax, 1, 32768)
   const holdMicrosMax = numberIn('holdMicrosMax', options.holdMicrosMax, 0, 1_000_000)
   const hold = holdMicrosMax === 0 ? 'turn' : holdMicrosMax
-  return ({ readyCount, unansweredCount }) => (unansweredCount === 0 || readyCount >= countMax ? 'now' : hold)
+  return ({ readyCount, unansweredCount, urgent }) =>
+    urgent || unansweredCount === 0 || readyCount >= countMax ? 'now' : hold
 }
 
 /**

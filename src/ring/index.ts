@@ -18,4 +18,13 @@ export {
   RingRequest,
   type UnsupportedCompletion,
 } from './request.ts'
+export { CDB_BYTES_MAX, ScsiRequest } from './scsi-request.ts'
 export { SegmentList } from './segments.ts'
+export { encodeSense, ScsiStatus, SENSE_BYTES, type Sense, SenseKey } from './sense.ts'
+export {
+  type TaskManagement,
+  TaskManagementType,
+  TcmuQueue,
+  type TcmuQueueCounts,
+  type TcmuQueueOptions,
+} from './tcmu-queue.ts'

@@ -1,4 +1,4 @@
-import { type ErrorCode, HushringError } from '../errors.ts'
+import type { HushringError } from '../errors.ts'
 import {
   CompleteBits,
   CompletionRow,
@@ -6,11 +6,11 @@ import {
   native,
   QueueCounter,
   RequestRow,
-  RingBreak,
   SegmentRow,
 } from '../native.ts'
 import type { DriverMemory } from './memory.ts'
 import { type Completion, type Pinnable, RingRequest } from './request.ts'
+import { ringError } from './ring-break.ts'
 
 /** How a queue splits and limits what it takes; fixed for the life of the queue. */
 export interface VirtQueueOptions {
@@ -51,8 +51,8 @@ export interface VirtQueueStart {
 }
 
 /** The requests of one `take`. The object and its array are reused by the next `take`. */
-export class Batch {
-  readonly requests: RingRequest[] = []
+export class Batch<Io extends RingRequest = RingRequest> {
+  readonly requests: Io[] = []
   /** Number of valid entries at the front of {@link requests}. */
   count = 0
 }
@@ -306,7 +306,7 @@ export class VirtQueue {
   /** The latest malformed chain or skipped head that did not break the queue, if any. */
   get lastFault(): HushringError | undefined {
     const fault = Number(this.#native.counters[QueueCounter.lastFault]!)
-    return fault === 0 ? undefined : this.#error(fault)
+    return fault === 0 ? undefined : ringError(fault, this.index)
   }
 
   counts(): QueueCounts {
@@ -331,16 +331,7 @@ export class VirtQueue {
   }
 
   #throwIfBroken(result: number): number {
-    if (result < 0) throw this.#error(-result)
+    if (result < 0) throw ringError(-result, this.index)
     return result
   }
-
-  #error(fault: number): HushringError {
-    const code = CODE_OF_FAULT.get(fault) ?? 'ERR_RING_ADDRESS'
-    return new HushringError(code, undefined, { details: { queueIndex: this.index } })
-  }
 }
-
-const CODE_OF_FAULT: ReadonlyMap<number, ErrorCode> = new Map(
-  Object.entries(RingBreak).map(([code, fault]) => [fault, code as ErrorCode]),
-)

@@ -146,16 +146,21 @@ export class RingRequest extends Request {
    */
   readonly headerWords: Uint32Array
   /** Device-readable data after the header. */
-  readonly readable: SegmentList = new SegmentList()
+  readonly readable: SegmentList
   /** Device-writable data before the status byte. */
-  readonly writable: SegmentList = new SegmentList()
+  readonly writable: SegmentList
   /** The memory that the segments lie in. */
   memory: Pinnable | undefined
 
-  /** @param headerBytes bytes copied out of the front of each request (see the device's framing) */
-  constructor(headerBytes: number) {
+  /**
+   * @param headerBytes bytes copied out of the front of each request (see the device's framing)
+   * @param newList makes the two lists of data; default: plain ones
+   */
+  constructor(headerBytes: number, newList: () => SegmentList = () => new SegmentList()) {
     super()
     this.headerWords = new Uint32Array(Math.ceil(headerBytes / 4))
+    this.readable = newList()
+    this.writable = newList()
   }
 
   /** The header as bytes. Borrowed like the segments. */

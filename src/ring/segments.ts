@@ -12,6 +12,8 @@ export class SegmentList {
   readonly #offsetsBytes: number[] = []
   readonly #lengthsBytes: number[] = []
   #views: Uint8Array[] | undefined
+  /** Makes the views; another list for a part of that list. */
+  #viewer: SegmentList = this
 
   /** Makes a list over bytes of this process, for requests that a layer derives and for tests. */
   static of(...pieces: Uint8Array[]): SegmentList {
@@ -63,12 +65,34 @@ export class SegmentList {
     if (this.#views === undefined) {
       const views: Uint8Array[] = []
       for (let index = 0; index < this.#count; index++) {
-        const offset = this.#offsetsBytes[index]!
-        views.push(this.#buffers[index]!.subarray(offset, offset + this.#lengthsBytes[index]!))
+        const [buffer, offsetBytes] = [this.#buffers[index]!, this.#offsetsBytes[index]!]
+        views.push(this.#viewer.viewOf(buffer, offsetBytes, this.#lengthsBytes[index]!))
       }
       this.#views = views
     }
     return this.#views
+  }
+
+  /** Makes the view of one piece. A list over memory that may not be reached in other ways has its own. */
+  protected viewOf(buffer: Buffer, offsetBytes: number, lengthBytes: number): Uint8Array {
+    return buffer.subarray(offsetBytes, offsetBytes + lengthBytes)
+  }
+
+  /**
+   * The front of this list as a list of its own, over the same memory and borrowed for as long.
+   *
+   * @param lengthBytes length of the new list; no more than there is
+   */
+  first(lengthBytes: number): SegmentList {
+    const front = new SegmentList()
+    front.#viewer = this.#viewer
+    let left = lengthBytes
+    for (let index = 0; index < this.#count && left > 0; index++) {
+      const countBytes = Math.min(this.#lengthsBytes[index]!, left)
+      front.append(this.#buffers[index]!, this.#offsetsBytes[index]!, countBytes)
+      left -= countBytes
+    }
+    return front
   }
 
   /**

@@ -1,6 +1,6 @@
 /**
- * The other side, for tests of devices and back-ends: a driver of split virtqueues and a vhost-user front-end,
- * both slow and obviously right, and both able to break every rule.
+ * The other side, for tests of devices and back-ends: a driver of split virtqueues, a vhost-user front-end, and the
+ * kernel's half of a TCMU device, all of them slow and obviously right, and able to break every rule.
  *
  * @module
  */
@@ -19,4 +19,14 @@ export {
   SplitDriver,
   type SplitDriverOptions,
 } from './split-driver.ts'
+export {
+  type ScsiCommand,
+  type ScsiResult,
+  type TaskManagementResponse,
+  TcmuKernel,
+  type TcmuKernelOptions,
+  type TcmuLoadOptions,
+  type TcmuLoadResult,
+  type TcmuServerFaultName,
+} from './tcmu-kernel.ts'
 export { type HandshakeOptions, VhostUserFrontEnd } from './vhost-user-front-end.ts'

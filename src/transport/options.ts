@@ -75,7 +75,8 @@ export const SERVE_OPTION_NAMES: readonly (keyof ServeOptions)[] = [
   'logger',
 ]
 
-const DAY_MS = 24 * 60 * 60 * 1000
+/** Longest time that an option in ms may have. */
+export const DAY_MS: number = 24 * 60 * 60 * 1000
 
 /** Checks the options and fills in the defaults. Throws `TypeError` or `RangeError` naming the option. */
 export function resolveServeOptions(options: ServeOptions): ResolvedServeOptions {
@@ -98,11 +99,12 @@ export function resolveServeOptions(options: ServeOptions): ResolvedServeOptions
     stopGraceMs: integerIn('stopGraceMs', options.stopGraceMs ?? 5_000, 0, DAY_MS),
     strictChains: booleanOf('strictChains', options.strictChains ?? false),
     watchdogMs: integerIn('watchdogMs', options.watchdogMs ?? 0, 0, DAY_MS),
-    logger: checkedLogger(options.logger ?? silentLogger),
+    logger: checkedLogger(options.logger),
   }
 }
 
-function checkedLogger(logger: Logger): Logger {
+/** A logger with all its methods; the silent one when none is given. */
+export function checkedLogger(logger: Logger = silentLogger): Logger {
   for (const level of ['error', 'warn', 'info', 'debug'] as const)
     functionOf(`logger.${level}`, logger[level])
   return logger

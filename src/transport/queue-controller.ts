@@ -1,26 +1,15 @@
-import {
-  BehaviorSubject,
-  interval,
-  map,
-  merge,
-  type Observable,
-  Subject,
-  Subscription,
-  switchMap,
-  takeUntil,
-  tap,
-} from 'rxjs'
+import { BehaviorSubject, interval, map, merge, type Observable, Subject, switchMap, tap } from 'rxjs'
 import { HushringError } from '../errors.ts'
 import type { VirtioDevice } from '../handlers/device.ts'
 import type { Handler } from '../handlers/handler.ts'
 import { native } from '../native.ts'
 import { doorbell } from '../notify/doorbell.ts'
-import { serveQueue } from '../notify/pipeline.ts'
 import { RingFeature } from '../ring/features.ts'
 import type { DriverMemory } from '../ring/memory.ts'
 import { type QueueCounts, VirtQueue } from '../ring/queue.ts'
 import type { RingRequest } from '../ring/request.ts'
 import type { ResolvedServeOptions } from './options.ts'
+import { asHushringError, PipelineRun } from './pipeline-run.ts'
 
 /** Where the three parts of a ring lie, as the front-end sees them. */
 export interface RingAddresses {
@@ -58,14 +47,9 @@ export class QueueController {
   #errorFd = NO_FD
   #started = false
   #enabled = false
-  #pipeline: Subscription | undefined
-  /** Resolves when the running pipeline has ended. */
-  #ended: Promise<void> = Promise.resolve()
-  /** Completes the kicks, which drains the pipeline. */
-  #noMoreKicks = new Subject<void>()
+  #run: PipelineRun<RingRequest> | undefined
   /** The drain under way, if any. */
   #draining: Promise<void> | undefined
-  #giveUp = new Subject<HushringError>()
   #wake = new Subject<void>()
   #broken: HushringError | undefined
   #kicks = 0
@@ -81,7 +65,7 @@ export class QueueController {
 
   /** True while requests are taken. */
   get running(): boolean {
-    return this.#pipeline !== undefined
+    return this.#run !== undefined
   }
 
   /** Why the driver's ring was given up; undefined while it is in order. */
@@ -199,7 +183,7 @@ export class QueueController {
    */
   async stop(graceMs?: number): Promise<number> {
     this.#started = false
-    const grace = graceMs === undefined ? undefined : setTimeout(() => this.#giveUpAll(), graceMs)
+    const grace = graceMs === undefined ? undefined : setTimeout(() => this.#run?.giveUp(), graceMs)
     await this.#drain()
     clearTimeout(grace)
     this.#closeDoorbells()
@@ -295,62 +279,48 @@ export class QueueController {
     }
     // The driver may be waiting for answers that an earlier run published without telling it.
     this.#queue.signal()
-    this.#run(handler)
+    this.#serve(handler)
   }
 
-  #run(handler: Handler<RingRequest>): void {
-    const { options } = this.#host
-    this.#noMoreKicks = new Subject()
-    this.#giveUp = new Subject()
-    // Known before the first request is taken: its handler may stop the queue it came from.
-    const pipeline = new Subscription()
-    this.#pipeline = pipeline
-    this.#ended = new Promise((resolve) => pipeline.add(resolve))
-    pipeline.add(
-      serveQueue(this.#queue, this.#kicksUntilDraining(), handler, {
-        suppression: options.suppression,
+  #serve(handler: Handler<RingRequest>): void {
+    const { suppression, budgetCountMax, requestTimeoutMs } = this.#host.options
+    this.#run = new PipelineRun()
+    this.#run.start(
+      this.#queue,
+      this.#kicksAndWakes(),
+      handler,
+      {
+        suppression,
         creditCountMax: this.#creditCountMax,
-        budgetCountMax: options.budgetCountMax,
-        requestTimeoutMs: options.requestTimeoutMs,
-        giveUp: this.#giveUp,
+        budgetCountMax,
+        requestTimeoutMs,
         onFailure: (request, error) => this.#host.onFailure(request, error),
         onLateAnswer: () => this.#lateAnswers++,
-      }).subscribe({
-        error: (error: unknown) => this.#onBroken(asHushringError(error)),
-        complete: () => this.#onStopped(),
-      }),
+      },
+      { onBroken: (error) => this.#onBroken(error), onStopped: () => this.#onStopped() },
     )
   }
 
-  #kicksUntilDraining(): Observable<void> {
+  #kicksAndWakes(): Observable<void> {
     const kicks = this.#kickFd.pipe(
       switchMap((fd) =>
         fd === NO_FD ? interval(1).pipe(map(() => undefined)) : doorbell(fd).pipe(tap(() => this.#kicks++)),
       ),
     )
-    return merge(kicks, this.#wake).pipe(takeUntil(this.#noMoreKicks))
+    return merge(kicks, this.#wake)
   }
 
   async #drain(): Promise<void> {
-    if (!this.running) return
-    this.#draining ??= this.#drainPipeline()
+    if (this.#run === undefined) return
+    this.#draining ??= this.#run.drain()
     await this.#draining
     this.#draining = undefined
-  }
-
-  async #drainPipeline(): Promise<void> {
-    this.#noMoreKicks.next()
-    await this.#ended
-  }
-
-  #giveUpAll(): void {
-    this.#giveUp.next(new HushringError('ERR_REQUEST_ABORTED', 'the queue was stopped'))
   }
 
   /** The pipeline is through with everything; the ring may be continued from here. */
   #onStopped(): void {
     this.#availableBase = this.#queue.stop()
-    this.#endPipeline()
+    this.#endRun()
   }
 
   #onBroken(error: HushringError): void {
@@ -362,16 +332,16 @@ export class QueueController {
 
   /** Gives a running pipeline up. A ring that never ran keeps the base that the driver set. */
   #unsubscribe(): void {
-    if (this.#pipeline === undefined) return
+    if (this.#run === undefined) return
     // The handlers' signals fire first, while the queue still knows what they stand for.
-    this.#endPipeline()
+    this.#endRun()
     this.#availableBase = this.#queue.stop()
   }
 
-  #endPipeline(): void {
-    const pipeline = this.#pipeline
-    this.#pipeline = undefined
-    pipeline?.unsubscribe()
+  #endRun(): void {
+    const run = this.#run
+    this.#run = undefined
+    run?.unsubscribe()
   }
 
   #closeDoorbells(): void {
@@ -406,11 +376,4 @@ export class QueueController {
 
 function closeIfOpen(fd: number): void {
   if (fd !== NO_FD) native.closeFd(fd)
-}
-
-/** What a device or a layer threw when it was asked for its handler is the fault of neither the driver nor the ring. */
-function asHushringError(error: unknown): HushringError {
-  if (error instanceof HushringError) return error
-  const message = `the device cannot be connected: ${error instanceof Error ? error.message : String(error)}`
-  return new HushringError('ERR_HANDLER_THREW', message, { cause: error })
 }

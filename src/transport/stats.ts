@@ -64,8 +64,8 @@ export function addStats(one: TransportStats, other: TransportStats): TransportS
 }
 
 /** Something that counts, and emits `closed` when it is over. */
-interface Counting {
-  statsSnapshot(): TransportStats
+interface Counting<Stats> {
+  statsSnapshot(): Stats
   addListener(event: 'closed', listener: () => void): unknown
   removeListener(event: 'closed', listener: () => void): unknown
 }
@@ -77,7 +77,7 @@ export interface StatsOptions {
 }
 
 /** Counts at intervals. Each subscriber has its own clock; it ends when the source is closed. */
-export function statsOf(source: Counting, options: StatsOptions = {}): Observable<TransportStats> {
+export function statsOf<Stats>(source: Counting<Stats>, options: StatsOptions = {}): Observable<Stats> {
   const everyMs = integerIn('everyMs', options.everyMs ?? 1000, 10, 24 * 60 * 60 * 1000)
   return interval(everyMs).pipe(
     map(() => source.statsSnapshot()),

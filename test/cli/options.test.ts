@@ -59,7 +59,7 @@ test('a size that is written is read as the same size', (t) => {
 })
 
 test('a suppression policy is read from its name', (t) => {
-  const load = { readyCount: 2, unansweredCount: 1 }
+  const load = { readyCount: 2, unansweredCount: 1, urgent: false }
   t.is(parseSuppression('immediate')(load), 'now')
   t.is(parseSuppression('adaptive')(load), 'turn')
   t.is(parseSuppression('coalesce:32,50')(load), 50)
@@ -114,7 +114,11 @@ test(storeIs, { file: 'a', size: 513 }, /--size 513 is not a multiple/)
 async function parse(...words: string[]): Promise<{ name: string; options: Record<string, unknown> }> {
   const calls: { name: string; options: Record<string, unknown> }[] = []
   const note = (name: string) => async (options: object) => calls.push({ name, options: { ...options } })
-  const actions: Actions = { demo: note('demo'), serveVhostUser: note('serveVhostUser') }
+  const actions: Actions = {
+    demo: note('demo'),
+    serveVhostUser: note('serveVhostUser'),
+    serveTcmu: note('serveTcmu'),
+  }
   const program = hushringProgram(actions, () => {}, { writeErr() {} })
   await program.parseAsync(words, { from: 'user' })
   return calls[0]!

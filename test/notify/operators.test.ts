@@ -618,6 +618,17 @@ test(
 )
 
 test(
+  'gather: what the other side waits for goes out at once, with what was held before it',
+  marbles(({ cold, expectObservable, scheduler }) => {
+    const policy = coalesce({ countMax: 99, holdMicrosMax: 5000 })
+    const source = cold('1-1-1-------|', counts)
+    let answered = 0
+    const options = { policy, inFlightCount: () => 9, isUrgent: () => ++answered === 2, scheduler }
+    expectObservable(source.pipe(gather(options))).toBe('--2------1--|', counts)
+  }),
+)
+
+test(
   'gather: a completing source publishes what is held, then completes',
   marbles(({ cold, expectObservable, expectSubscriptions, scheduler }) => {
     const policy = coalesce({ countMax: 99, holdMicrosMax: 50_000 })
@@ -699,9 +710,10 @@ test('gather: a timer that the system refuses costs the hold and not the answers
 
 test('policies: adaptive lets a lone answer go and gathers a crowd until the end of the turn', (t) => {
   const policy = adaptive()
-  t.is(policy({ readyCount: 1, unansweredCount: 0 }), 'now')
-  t.is(policy({ readyCount: 1, unansweredCount: 5 }), 'turn')
-  t.is(policy({ readyCount: 64, unansweredCount: 5 }), 'now')
+  t.is(policy({ readyCount: 1, unansweredCount: 0, urgent: false }), 'now')
+  t.is(policy({ readyCount: 1, unansweredCount: 5, urgent: false }), 'turn')
+  t.is(policy({ readyCount: 64, unansweredCount: 5, urgent: false }), 'now')
+  t.is(policy({ readyCount: 1, unansweredCount: 5, urgent: true }), 'now')
 })
 
 const refused = test.macro({

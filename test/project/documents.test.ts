@@ -137,7 +137,11 @@ function commandLinesOf(text: string): string[] {
 async function parse(commandLine: string): Promise<string[]> {
   const called: string[] = []
   const note = (name: string) => async () => called.push(name)
-  const actions: Actions = { demo: note('demo'), serveVhostUser: note('serve vhost-user') }
+  const actions: Actions = {
+    demo: note('demo'),
+    serveVhostUser: note('serve vhost-user'),
+    serveTcmu: note('serve tcmu'),
+  }
   const words = commandLine.match(/(?:'[^']*'|"[^"]*"|[^\s'"])+/g)!.map((word) => word.replace(/['"]/g, ''))
   const program = hushringProgram(actions, () => {}, { writeErr() {} })
   await program.parseAsync(words.slice(1), { from: 'user' })
@@ -162,9 +166,13 @@ async function help(...command: string[]): Promise<string> {
   const writeOut = (part: string): void => {
     text += part
   }
-  const program = hushringProgram({ demo: async () => 0, serveVhostUser: async () => 0 }, () => {}, {
-    writeOut,
-  })
+  const program = hushringProgram(
+    { demo: async () => 0, serveVhostUser: async () => 0, serveTcmu: async () => 0 },
+    () => {},
+    {
+      writeOut,
+    },
+  )
   await program.parseAsync([...command, '--help'], { from: 'user' }).catch(() => {})
   return text
 }

@@ -29,7 +29,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   'options.ts': ['errors.ts'],
   'native.ts': ['errors.ts'],
   ring: [...EVERYWHERE, 'native.ts'],
-  handlers: [...EVERYWHERE, 'ring/request.ts', 'ring/segments.ts'],
+  handlers: [...EVERYWHERE, 'ring/request.ts', 'ring/scsi-request.ts', 'ring/segments.ts', 'ring/sense.ts'],
   notify: [...EVERYWHERE, 'native.ts', 'ring', 'handlers/handler.ts'],
   // The loopback has a driver in it, the one of the test kit.
   transport: [...BELOW_TRANSPORT, 'testing/shared-memory.ts', 'testing/split-driver.ts'],

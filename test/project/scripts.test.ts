@@ -72,6 +72,7 @@ const CTEST = `test 1
     Start 1: core
 
 1: [doctest] doctest version is "2.4.9"
+1: TEST CASE:  a case that tells its seed
 1: [doctest] test cases:  12 |  12 passed | 0 failed | 0 skipped
 1/5 Test #1: core .............................   Passed    0.01 sec
 2: no doctest here

@@ -81,7 +81,7 @@ BlockCheck BlockLoad::end(const BlockRequest& request, bool succeeded, const std
   Row& row = rows_[request.row];
   row.in_flight = false;
   if (!succeeded) return {};
-  if (request.header.type == kBlockOut) {
+  if (request.is_write) {
     row.known = true;
     return {};
   }
@@ -101,7 +101,7 @@ std::uint32_t BlockLoad::pick_row() noexcept {
 }
 
 BlockRequest BlockLoad::request_for(std::uint64_t block, bool is_write, std::uint32_t row) const noexcept {
-  return {{is_write ? kBlockOut : kBlockIn, 0, block * (options_.block_bytes / kSectorBytes)}, row};
+  return {is_write, block * (options_.block_bytes / kSectorBytes), row};
 }
 
 std::uint64_t BlockLoad::pattern_of(std::uint32_t row) const noexcept {

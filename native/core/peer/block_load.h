@@ -1,4 +1,4 @@
-// A load for a virtio-blk device, without the ring and the clock: which request comes next, which data it writes, and
+// A load for a block device, without ring, protocol and clock: which request comes next, which data it writes, and
 // whether the data of an answer is right.
 #pragma once
 
@@ -8,17 +8,6 @@
 
 namespace hushring {
 
-// What a request begins with (virtio 1.3, 5.2.6). The unit of `sector` is 512 bytes, whatever the block size.
-struct BlockHeader {
-  std::uint32_t type;
-  std::uint32_t reserved;
-  std::uint64_t sector;
-};
-static_assert(sizeof(BlockHeader) == 16 && offsetof(BlockHeader, sector) == 8);
-
-inline constexpr std::uint32_t kBlockIn = 0;   // VIRTIO_BLK_T_IN
-inline constexpr std::uint32_t kBlockOut = 1;  // VIRTIO_BLK_T_OUT
-inline constexpr std::uint8_t kBlockOk = 0;    // VIRTIO_BLK_S_OK
 inline constexpr std::uint32_t kSectorBytes = 512;
 
 struct BlockLoadOptions {
@@ -31,8 +20,9 @@ struct BlockLoadOptions {
 };
 
 struct BlockRequest {
-  BlockHeader header;
-  std::uint32_t row;  // for the load itself
+  bool is_write;         // otherwise it reads
+  std::uint64_t sector;  // where it begins, in units of 512 bytes
+  std::uint32_t row;     // for the load itself
 };
 
 struct BlockCheck {

@@ -55,6 +55,11 @@ export interface BlockDeviceOptions extends DiskShapeOptions {
   readonly discard?: BlockVerbFunction
   /** Makes the range read as zeros; may give the space back when `io.mayUnmap`. */
   readonly writeZeroes?: BlockVerbFunction
+  /**
+   * Makes room for another capacity. Requests up to a larger one come after it is done; none beyond a smaller one come
+   * any more when it is called. What it throws or rejects with leaves the capacity as it was.
+   */
+  readonly resize?: (capacityBytes: number) => void | PromiseLike<void>
   /** Ends the store. Called once. Requests after that fail with `ERR_CLOSED`. */
   readonly close?: () => void | PromiseLike<void>
 }
@@ -67,6 +72,7 @@ const OPTION_NAMES = [
   'flush',
   'discard',
   'writeZeroes',
+  'resize',
   'close',
 ] as const satisfies (keyof BlockDeviceOptions)[]
 
@@ -95,6 +101,7 @@ export function blockDevice(options: BlockDeviceOptions): BlockDevice {
     discard: optionalFunction('discard', discard),
     writeZeroes: optionalFunction('writeZeroes', writeZeroes),
   }
+  const resize = optionalFunction('resize', options.resize)
   const close = optionalFunction('close', options.close)
   const store = new Store(geometry, readOnly ? { read: verbs.read, flush: verbs.flush } : verbs, close)
   return diskOver(
@@ -108,10 +115,30 @@ export function blockDevice(options: BlockDeviceOptions): BlockDevice {
       },
       readOnly,
       serial,
+      ...(resize !== undefined && { resize: (next) => resizeTo(geometry, next, resize) }),
       close: () => store.close(),
     },
     (io) => store.answer(io),
   )
+}
+
+/** Changes a geometry in place, which every device that wraps this one shares. */
+async function resizeTo(
+  geometry: { capacityBytes: number; readonly blockBytes: number },
+  capacityBytes: number,
+  resize: NonNullable<BlockDeviceOptions['resize']>,
+): Promise<void> {
+  const before = geometry.capacityBytes
+  wholeBlocks('capacityBytes', capacityBytes, geometry.blockBytes)
+  // What is beyond the smaller of the two is out of reach while the store changes.
+  geometry.capacityBytes = Math.min(before, capacityBytes)
+  try {
+    await resize(capacityBytes)
+    geometry.capacityBytes = capacityBytes
+  } catch (error) {
+    geometry.capacityBytes = before
+    throw error
+  }
 }
 
 /** Checks the options that every store takes, and fills in the defaults. Throws naming the option. */

@@ -56,6 +56,7 @@ export async function fileDisk(options: FileDiskOptions): Promise<BlockDevice> {
       write: (io) => file.write(io),
       flush: () => file.flush(),
       writeZeroes: (io) => file.writeZeroes(io),
+      resize: (capacityBytes) => makeRoom(handle, wish, capacityBytes),
       close: () => file.close(),
     })
   } catch (error) {
@@ -135,6 +136,17 @@ async function capacityOf(
     `its ${actualBytes} bytes are not a multiple of the block size of ${blockBytes} bytes; ` +
       `make it longer, as with: truncate -s ${nextBytes} ${path}`,
   )
+}
+
+/** A file is made longer, never shorter: what is beyond a smaller capacity is kept. A block device has its size. */
+async function makeRoom(handle: FileHandle, { path, readOnly }: Wish, capacityBytes: number): Promise<void> {
+  const stats = await handle.stat()
+  const actualBytes = stats.isFile() ? stats.size : await blockDeviceBytes(path, stats)
+  if (actualBytes >= capacityBytes) return
+  if (!stats.isFile() || readOnly) {
+    throw openError(path, `it has ${actualBytes} bytes and cannot be made ${capacityBytes} bytes long`)
+  }
+  await handle.truncate(capacityBytes)
 }
 
 /** Node can neither seek nor ask a block device for its size, so it is read from sysfs. */

@@ -50,8 +50,18 @@ export function memoryDisk(options: MemoryDiskOptions): BlockDevice {
     flush() {},
     discard: (io) => visitPieces(io, zero),
     writeZeroes: (io) => visitPieces(io, zero),
+    resize: (capacityBytes) => forgetFrom(chunks, capacityBytes),
     close: () => chunks.clear(),
   })
+}
+
+/** A disk that shrinks and grows again reads as zeros there. */
+function forgetFrom(chunks: Map<number, Buffer>, capacityBytes: number): void {
+  const lastChunk = Math.floor(capacityBytes / CHUNK_BYTES)
+  for (const index of chunks.keys()) {
+    if (index > lastChunk) chunks.delete(index)
+  }
+  chunks.get(lastChunk)?.fill(0, capacityBytes - lastChunk * CHUNK_BYTES)
 }
 
 /** Sees the part of a request that lies in one chunk; `doneBytes` of the request come before it. */

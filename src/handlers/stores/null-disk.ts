@@ -23,6 +23,7 @@ export function nullDisk(options: NullDiskOptions): BlockDevice {
     flush: forget,
     discard: forget,
     writeZeroes: forget,
+    resize: forget,
   })
 }
 

@@ -1,0 +1,421 @@
+import { type ErrorCode, HushringError } from '../errors.ts'
+import {
+  CDB_WORDS,
+  CompleteBits,
+  type NativeTcmuPort,
+  type NativeTcmuQueue,
+  native,
+  SegmentRow,
+  TcmuCommandRow,
+  TcmuCompletionFlag,
+  TcmuCompletionRow,
+  TcmuCounter,
+  TcmuMailboxFlag,
+  TcmuTidings,
+} from '../native.ts'
+import { DataArea, DataAreaSegments } from './data-area.ts'
+import { Batch, type Published } from './queue.ts'
+import type { Completion } from './request.ts'
+import { ringError } from './ring-break.ts'
+import { ScsiRequest } from './scsi-request.ts'
+import { encodeSense, ScsiStatus, SENSE_BYTES, type Sense, SenseKey } from './sense.ts'
+
+/** Task management functions that a TCMU ring tells of, by the kernel's numbers (enum tcmu_tmr_type). */
+export const TaskManagementType = {
+  unknown: 0,
+  'abort-task': 1,
+  'abort-task-set': 2,
+  'clear-aca': 3,
+  'clear-task-set': 4,
+  'lun-reset': 5,
+  'target-warm-reset': 6,
+  'target-cold-reset': 7,
+  /** A PERSISTENT RESERVE OUT with PREEMPT AND ABORT. */
+  'preempt-and-abort': 128,
+} as const
+
+/** Task management that an initiator asked for, and the commands in flight that it gave up. */
+export interface TaskManagement {
+  readonly type: keyof typeof TaskManagementType
+  readonly commands: readonly ScsiRequest[]
+}
+
+/** Options of {@link TcmuQueue}. */
+export interface TcmuQueueOptions {
+  /** The device; borrowed, and open for as long as the queue is. */
+  readonly port: NativeTcmuPort
+  /** Most commands taken and not yet answered, 1 to 65535. */
+  readonly commandCountMax: number
+  /** Most commands in one batch. Default 128: the more of them share a doorbell, the better. */
+  readonly batchCountMax?: number
+  /** A batch with more bytes of Data-In than this is rung from a thread of its own. */
+  readonly inlineCopyBytesMax: number
+  /**
+   * Tells the kernel that a buffer is free which was kept beyond its answer. Left out: buffers are not kept, and the
+   * answer to a command whose data somebody still needs waits for them.
+   */
+  readonly freeKeptBuffer?: (commandId: number) => Promise<void>
+  /** Called for each task management entry, after the commands before it were handed out. */
+  readonly onTaskManagement?: (taskManagement: TaskManagement) => void
+}
+
+/** Counts of one queue since it was made. */
+export interface TcmuQueueCounts {
+  readonly commands: number
+  readonly completions: number
+  readonly batches: number
+  readonly doorbells: number
+  readonly offThreadDoorbells: number
+  readonly taskManagements: number
+  /** Commands in flight that an initiator gave up. */
+  readonly aborts: number
+  readonly unknownOps: number
+  readonly ignoredCompletions: number
+  readonly nativeCalls: number
+}
+
+/**
+ * The device's half of one TCMU command ring. As with {@link VirtQueue} two native calls a batch cross the border:
+ * {@link take} and {@link publish}; the head, the tail and every slot are native.
+ *
+ * TCMU has no wish to be notified that could be read: the kernel looks at the tail when the doorbell is written and
+ * never else. So `publish` always rings, once, and `armed` says only that a look found nothing: the kernel makes the
+ * event readable for whatever comes after.
+ *
+ * A corrupt ring throws its {@link HushringError} from `take` and `publish` until the ring is started anew, and is
+ * not touched meanwhile.
+ */
+export class TcmuQueue {
+  armed = false
+  more = false
+  /** Commands taken and not yet published. */
+  inFlightCount = 0
+
+  readonly #native: NativeTcmuQueue
+  readonly #area: DataArea
+  readonly #options: TcmuQueueOptions
+  readonly #batch = new Batch<ScsiRequest>()
+  readonly #pool: ScsiRequest[] = []
+  /** By the command's number on the ring: those whose answer was not recorded. */
+  readonly #requests: (ScsiRequest | undefined)[] = []
+  readonly #published = { count: 0, signalled: false }
+  #recordedCount = 0
+  #mailboxFlags = 0
+  #running = false
+  #undelivered: TaskManagement | undefined
+  /** Given up by an initiator, which waits for them. */
+  readonly #awaited = new Set<ScsiRequest>()
+  #awaitedRecorded = false
+
+  constructor(options: TcmuQueueOptions) {
+    const { port, commandCountMax, batchCountMax = 128, inlineCopyBytesMax } = options
+    this.#options = options
+    this.#area = new DataArea(port)
+    this.#native = native.createTcmuQueue({
+      port,
+      commandCountMax,
+      batchCountMax: Math.min(batchCountMax, commandCountMax),
+      inlineCopyBytesMax,
+    })
+  }
+
+  /**
+   * Starts on the ring as it is now, or anew after {@link stop}, a fault or a reset. Throws `ERR_TCMU_MAILBOX` or
+   * `ERR_TCMU_HEAD`; then the queue stays stopped.
+   */
+  start(): void {
+    this.#throwIfBroken(-this.#native.start())
+    this.#mailboxFlags = this.#native.inspect().flags
+    this.#running = true
+    this.armed = false
+    this.more = true
+  }
+
+  /** Touches the ring no more and forgets what is in flight. */
+  stop(): void {
+    this.#native.stop()
+    this.#running = false
+    this.armed = false
+    this.more = false
+    this.inFlightCount = 0
+    this.#recordedCount = 0
+    this.#undelivered = undefined
+    this.#awaited.clear()
+    this.#awaitedRecorded = false
+    for (const request of this.#requests) {
+      if (request !== undefined) this.#letGo(request)
+    }
+    this.#requests.length = 0
+  }
+
+  /** True when the kernel puts task management on the ring if it is asked to. */
+  get hasTaskManagement(): boolean {
+    return (this.#mailboxFlags & TcmuMailboxFlag.taskManagement) !== 0
+  }
+
+  /** See the load of a `SuppressionPolicy`: ring or data nearly full, or an answer that an initiator waits for. */
+  get urgent(): boolean {
+    return this.#awaitedRecorded || this.#native.tidings[TcmuTidings.nearlyFull] !== 0
+  }
+
+  /** A look at the ring that changes nothing: true when it shows an entry that was not taken. */
+  seesEntry(): boolean {
+    return this.#native.seesEntry()
+  }
+
+  /**
+   * Takes up to `countMax` commands off the ring. One native call.
+   *
+   * @returns the batch, possibly empty; it and its requests are valid until the next `take`
+   */
+  take(countMax: number): Batch<ScsiRequest> {
+    this.#deliver()
+    const batch = this.#batch
+    const count = this.#throwIfBroken(this.#native.take(countMax))
+    this.armed = false
+    this.more = false
+    batch.count = count
+    for (let row = 0; row < count; row++) batch.requests[row] = this.#requestAt(row)
+    this.inFlightCount += count
+    if (this.#native.tidings[TcmuTidings.tmrPresent] !== 0) this.#noteTaskManagement()
+    return batch
+  }
+
+  #requestAt(row: number): ScsiRequest {
+    const { commands, cdbs, segments } = this.#native
+    const request = this.#pool.pop() ?? new ScsiRequest(() => new DataAreaSegments(this.#area))
+    const base = row * TcmuCommandRow.words
+    const command = commands[base + TcmuCommandRow.command]!
+    request.head = command
+    request.commandId = commands[base + TcmuCommandRow.commandId]!
+    request.cdbBytes = commands[base + TcmuCommandRow.cdbBytes]!
+    const cdbBase = row * CDB_WORDS
+    for (let word = 0; word * 4 < request.cdbBytes; word++) {
+      request.headerWords[word] = cdbs[cdbBase + word]!
+    }
+    const bidiCount = commands[base + TcmuCommandRow.bidiCount]!
+    request.isBidirectional = bidiCount > 0
+    const first = commands[base + TcmuCommandRow.firstSegment]!
+    const bidiFrom = first + commands[base + TcmuCommandRow.dataCount]!
+    for (let segment = first; segment < bidiFrom + bidiCount; segment++) {
+      const at = segment * SegmentRow.words
+      const list = segment < bidiFrom ? request.dataOut : request.dataIn
+      list.append(
+        this.#area.windows[segments[at + SegmentRow.window]!]!,
+        segments[at + SegmentRow.offsetBytes]!,
+        segments[at + SegmentRow.lengthBytes]!,
+      )
+    }
+    this.#requests[command] = request
+    return request
+  }
+
+  // The commands before the entry have to be with their handlers when it is told, and those after it must not be: an
+  // id that it names may stand for a new command there. So it is told at the end of this turn of the loop's work, or
+  // before the next take.
+  #noteTaskManagement(): void {
+    const { tidings, aborted } = this.#native
+    const commands: ScsiRequest[] = []
+    for (let index = 0; index < tidings[TcmuTidings.tmrCommandCount]!; index++) {
+      const request = this.#requests[aborted[index]!]
+      if (request !== undefined) commands.push(request)
+    }
+    this.#undelivered = { type: taskManagementType(tidings[TcmuTidings.tmrType]!), commands }
+    queueMicrotask(() => this.#deliver())
+  }
+
+  #deliver(): void {
+    const taskManagement = this.#undelivered
+    if (taskManagement === undefined) return
+    this.#undelivered = undefined
+    const { type } = taskManagement
+    const commands = taskManagement.commands.filter((request) => this.#requests[request.head] === request)
+    for (const request of commands) this.#awaited.add(request)
+    this.#options.onTaskManagement?.({ type, commands })
+    const reason = new HushringError('ERR_REQUEST_ABORTED', `the initiator gave the command up: ${type}`, {
+      details: { type },
+    })
+    for (const request of commands) request.abort(reason)
+  }
+
+  /**
+   * Notes the answer to a command; the kernel sees it with the next {@link publish}. Each command must be recorded
+   * exactly once.
+   */
+  record(request: ScsiRequest, completion: Completion): void {
+    if (!this.#running || this.#requests[request.head] !== request) return
+    if (request.isHeld && !this.#canKeep) {
+      // Somebody still reads or writes the data, and the kernel would give it to another command.
+      request.whenLetGo(() => this.#recordLate(request, completion))
+      return
+    }
+    this.#requests[request.head] = undefined
+    if (this.#awaited.delete(request)) this.#awaitedRecorded = true
+    this.#writeRow(request, completion)
+    if (request.isHeld) this.#keep(request)
+    else this.#letGo(request)
+  }
+
+  #recordLate(request: ScsiRequest, completion: Completion): void {
+    if (!this.#running) {
+      this.#letGo(request)
+      return
+    }
+    this.record(request, completion)
+    try {
+      this.publish()
+    } catch {
+      // The ring is broken, which the next look at it tells those who can do something about it.
+    }
+  }
+
+  #writeRow(request: ScsiRequest, completion: Completion): void {
+    const { completions } = this.#native
+    const row = this.#recordedCount++
+    const base = row * TcmuCompletionRow.words
+    const isOk = completion.result === 'ok'
+    const lengthBytes = isOk ? this.#bytesOf(request, completion.bytesWritten) : 0
+    completions[base + TcmuCompletionRow.command] = request.head
+    completions[base + TcmuCompletionRow.status] = isOk
+      ? ScsiStatus.GOOD
+      : this.#failedStatus(row, completion)
+    completions[base + TcmuCompletionRow.readLength] =
+      lengthBytes === request.writable.byteLength ? 0 : lengthBytes
+    completions[base + TcmuCompletionRow.flags] = request.isHeld ? TcmuCompletionFlag.keepBuffer : 0
+    completions[base + TcmuCompletionRow.copyBytes] = READ_OPERATION_CODES.has(request.cdb[0]!)
+      ? lengthBytes
+      : 0
+  }
+
+  // What the kernel copies to the initiator. It takes no 0 for an answer (READ_LEN 0 means "all"), and an old kernel
+  // no length at all; the rest is then zeros, because the pages may hold another command's data.
+  #bytesOf(request: ScsiRequest, bytesWritten: number | undefined): number {
+    const { dataIn } = request
+    if (bytesWritten === undefined || bytesWritten >= dataIn.byteLength) return dataIn.byteLength
+    const tellsLength = (this.#mailboxFlags & TcmuMailboxFlag.readLength) !== 0
+    if (bytesWritten > 0 && tellsLength) return bytesWritten
+    dataIn.fill(0, bytesWritten)
+    return dataIn.byteLength
+  }
+
+  /** The status of an answer that is not "done"; its sense data goes into the row. */
+  #failedStatus(row: number, completion: Completion): number {
+    const details = completion.result === 'failed' ? completion.error.details : {}
+    if (typeof details.status === 'number') return details.status
+    const sense = (details.sense as Sense | undefined) ?? fallbackSense(completion)
+    encodeSense(sense, this.#native.senses.subarray(row * SENSE_BYTES, (row + 1) * SENSE_BYTES))
+    return ScsiStatus.CHECK_CONDITION
+  }
+
+  get #canKeep(): boolean {
+    return (
+      this.#options.freeKeptBuffer !== undefined && (this.#mailboxFlags & TcmuMailboxFlag.keepBuffer) !== 0
+    )
+  }
+
+  #keep(request: ScsiRequest): void {
+    const { head, commandId } = request
+    request.whenLetGo(() => {
+      clearData(request)
+      if (!this.#running) return
+      // The id is the kernel's again only after this, so the number is given up first.
+      this.#native.freeKept(head)
+      void this.#options.freeKeptBuffer?.(commandId)
+    })
+  }
+
+  /** Takes the data away from the handler, now or when it lets go. */
+  #letGo(request: ScsiRequest): void {
+    if (request.isHeld) request.whenLetGo(() => clearData(request))
+    else clearData(request)
+  }
+
+  /** Gives a request object back for reuse, after a synchronous answer only: nobody else may still hold it. */
+  recycle(request: ScsiRequest): void {
+    if (request.isHeld) return
+    request.recycle()
+    this.#pool.push(request)
+  }
+
+  /**
+   * Makes every recorded answer visible with one store of the tail, and rings the doorbell once. One native call.
+   * Sets {@link armed} and {@link more}.
+   */
+  publish(): Published {
+    const count = this.#recordedCount
+    const bits = this.#complete(count)
+    this.#recordedCount = 0
+    this.#awaitedRecorded = false
+    this.inFlightCount -= count
+    this.#published.count = count
+    this.#published.signalled = (bits & CompleteBits.signalled) !== 0
+    return this.#published
+  }
+
+  /**
+   * Looks once more, without publishing recorded answers, which a policy may be holding. One native call. Sets
+   * {@link armed} and {@link more}.
+   */
+  rearm(): void {
+    this.#complete(0)
+  }
+
+  #complete(count: number): number {
+    const bits = this.#throwIfBroken(this.#native.complete(count))
+    this.armed = (bits & CompleteBits.armed) !== 0
+    this.more = (bits & CompleteBits.more) !== 0
+    return bits
+  }
+
+  counts(): TcmuQueueCounts {
+    const at = (index: number): number => Number(this.#native.counters[index]!)
+    return {
+      commands: at(TcmuCounter.commands),
+      completions: at(TcmuCounter.completions),
+      batches: at(TcmuCounter.batches),
+      doorbells: at(TcmuCounter.doorbells),
+      offThreadDoorbells: at(TcmuCounter.offThreadDoorbells),
+      taskManagements: at(TcmuCounter.taskManagements),
+      aborts: at(TcmuCounter.abortedCommands),
+      unknownOps: at(TcmuCounter.unknownOps),
+      ignoredCompletions: at(TcmuCounter.ignoredCompletions),
+      nativeCalls: at(TcmuCounter.nativeCalls),
+    }
+  }
+
+  /** Frees the native queue. Waits for a doorbell that is being rung. */
+  close(): void {
+    this.#native.close()
+  }
+
+  #throwIfBroken(result: number): number {
+    if (result < 0) throw ringError(-result, undefined)
+    return result
+  }
+}
+
+/** READ (6), (10), (12) and (16): the commands that carry much Data-In. */
+const READ_OPERATION_CODES: ReadonlySet<number> = new Set([0x08, 0x28, 0xa8, 0x88])
+
+const TYPE_OF_NUMBER: ReadonlyMap<number, TaskManagement['type']> = new Map(
+  Object.entries(TaskManagementType).map(([type, number]) => [number, type as TaskManagement['type']]),
+)
+
+function taskManagementType(number: number): TaskManagement['type'] {
+  return TYPE_OF_NUMBER.get(number) ?? 'unknown'
+}
+
+function clearData(request: ScsiRequest): void {
+  request.readable.clear()
+  request.writable.clear()
+}
+
+/** Codes of answers that were given for a handler: the initiator may try the command again. */
+const GIVEN_UP: ReadonlySet<ErrorCode> = new Set(['ERR_REQUEST_ABORTED', 'ERR_HANDLER_TIMEOUT'])
+
+/** The sense data of an answer that brings none. */
+function fallbackSense(completion: Completion): Sense {
+  if (completion.result !== 'failed') return { key: SenseKey.ILLEGAL_REQUEST, asc: 0x20, ascq: 0x00 }
+  if (GIVEN_UP.has(completion.error.code)) return { key: SenseKey.ABORTED_COMMAND, asc: 0x00, ascq: 0x00 }
+  return { key: SenseKey.HARDWARE_ERROR, asc: 0x44, ascq: 0x00 }
+}

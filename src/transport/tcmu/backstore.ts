@@ -1,0 +1,405 @@
+import { EventEmitter } from 'eventemitter3'
+import { filter, interval, map, merge, NEVER, type Observable, pairwise, Subject, tap } from 'rxjs'
+import { HushringError } from '../../errors.ts'
+import type { Device, LogicalUnit, ScsiDevice } from '../../handlers/device.ts'
+import { scsiBlock } from '../../handlers/scsi/scsi-block.ts'
+import { UnitAttentions } from '../../handlers/scsi/unit-attentions.ts'
+import type { NativeTcmuPort } from '../../native.ts'
+import { tcmuEvents } from '../../notify/doorbell.ts'
+import type { ScsiRequest } from '../../ring/scsi-request.ts'
+import { SenseKey } from '../../ring/sense.ts'
+import { type TaskManagement, TcmuQueue } from '../../ring/tcmu-queue.ts'
+import { PipelineRun } from '../pipeline-run.ts'
+import { BlockTally, NO_STATS, type StatsOptions, statsOf, type TransportStats } from '../stats.ts'
+import type { ResolvedTcmuOptions } from './options.ts'
+
+/** What a TCMU device has done since it was served. */
+export interface TcmuStats extends TransportStats {
+  /** Commands taken off the ring; the same as `requests`. */
+  readonly commands: number
+  /** Doorbells rung; the same as `signals`. */
+  readonly doorbells: number
+  /** Events read from the UIO device; the same as `kicks`. */
+  readonly uioReads: number
+  /** Commands in flight that an initiator gave up. */
+  readonly aborts: number
+  /** Entries of a kind that this version does not know. */
+  readonly unknownOps: number
+  /** Times the ring was reset: at the start, after another server, or to recover. */
+  readonly ringResets: number
+}
+
+/** One command that an initiator gave up, as it was when that was told. */
+export interface AbortedCommand {
+  /** The kernel's number of the command, which stands for another one once this one is answered. */
+  readonly commandId: number
+  readonly operationCode: number
+}
+
+/** An initiator gave commands up. Their `io.signal` fires right after this. */
+export interface Abort {
+  readonly type: TaskManagement['type']
+  /** Those of the commands that were still in flight; none when all had been answered. */
+  readonly commands: readonly AbortedCommand[]
+}
+
+/** Lifecycle of a served TCMU device. */
+export interface TcmuEvents {
+  /** The ring cannot be believed or the device is gone; it is not served any more. */
+  degraded: [error: HushringError]
+  closed: []
+}
+
+/** The actions of configfs that a served device needs; without them it does without what they do. */
+export interface TcmuControl {
+  block(): Promise<void>
+  unblock(): Promise<void>
+  /** Ends what is on the ring with BUSY and empties it. */
+  resetRing(): Promise<void>
+  freeKeptBuffer(commandId: number): Promise<void>
+  setSize(sizeBytes: number): Promise<void>
+}
+
+/** What a {@link TcmuBackstore} serves on. */
+export interface TcmuPlace {
+  /** Taken over: closed with the backstore. */
+  readonly port: NativeTcmuPort
+  /** For logs and the ready line: `/dev/uio0`. */
+  readonly uioPath: string
+  readonly unit: Omit<LogicalUnit, 'attentions'>
+  readonly control: TcmuControl | undefined
+  /** Times the ring was reset before it was served. */
+  readonly ringResets: number
+  /** /dev/sdX of this machine, where there is one. */
+  readonly blockDevicePath?: string | undefined
+  /** Takes the device away from its initiators; called by close() while commands are still answered. */
+  readonly unexport?: () => Promise<void>
+  /** Removes what was made for the device; called by close() at the end. */
+  readonly remove?: () => Promise<void>
+}
+
+/**
+ * A device served over TCMU: a logical unit of the kernel's SCSI target, whose commands come through a UIO device.
+ *
+ * Lifecycle is events, data is observables.
+ */
+export class TcmuBackstore extends EventEmitter<TcmuEvents> {
+  /** The UIO device, such as `/dev/uio0`. */
+  readonly uioPath: string
+  /** Commands that initiators gave up, as they are told of. Completes with {@link close}. */
+  readonly aborts: Observable<Abort>
+  readonly #device: Device
+  readonly #options: ResolvedTcmuOptions
+  readonly #place: TcmuPlace
+  readonly #queue: TcmuQueue
+  readonly #attentions = new UnitAttentions()
+  readonly #tally = new BlockTally()
+  readonly #aborts = new Subject<Abort>()
+  #run: PipelineRun<ScsiRequest> | undefined
+  #blockDevicePath: string | undefined
+  #unexport: (() => Promise<void>) | undefined
+  #broken: HushringError | undefined
+  #uioReads = 0
+  #ringResets: number
+  #lostNotifications = 0
+  #brokenQueues = 0
+  #errors = 0
+  #closing: Promise<void> | undefined
+
+  private constructor(device: Device, options: ResolvedTcmuOptions, place: TcmuPlace) {
+    super()
+    this.#device = device
+    this.#options = options
+    this.#place = place
+    this.uioPath = place.uioPath
+    this.#blockDevicePath = place.blockDevicePath
+    this.#unexport = place.unexport
+    this.#ringResets = place.ringResets
+    this.aborts = this.#aborts.asObservable()
+    const { control, port } = place
+    this.#queue = new TcmuQueue({
+      port,
+      commandCountMax: options.commandCountMax,
+      inlineCopyBytesMax: options.inlineCopyBytesMax,
+      ...(control !== undefined && { freeKeptBuffer: (id) => this.#freeKept(control, id) }),
+      onTaskManagement: (taskManagement) => this.#onTaskManagement(taskManagement),
+    })
+  }
+
+  /** The disk of this machine, such as `/dev/sda`; undefined where none was asked for. */
+  get blockDevicePath(): string | undefined {
+    return this.#blockDevicePath
+  }
+
+  /** Why the ring was given up; undefined while it is in order. */
+  get broken(): HushringError | undefined {
+    return this.#broken
+  }
+
+  /**
+   * Serves a device: starts on the ring as it is, and looks at it once. Throws `ERR_TCMU_MAILBOX` or `ERR_TCMU_HEAD` for
+   * a ring that cannot be served; the port is then left to its owner.
+   *
+   * @internal Use `tcmu.create`, `tcmu.attach` or `tcmu.serve`.
+   */
+  static serve(device: Device, options: ResolvedTcmuOptions, place: TcmuPlace): TcmuBackstore {
+    const backstore = new TcmuBackstore(device, options, place)
+    try {
+      backstore.#start()
+      return backstore
+    } catch (error) {
+      backstore.#queue.close()
+      throw error
+    }
+  }
+
+  #start(): void {
+    const unit: LogicalUnit = { ...this.#place.unit, attentions: this.#attentions }
+    const handler = asScsiDevice(this.#device, this.#tally).connect(unit)
+    this.#queue.start()
+    this.#run = new PipelineRun()
+    const { doorbell, commandCountMax, budgetCountMax, requestTimeoutMs } = this.#options
+    this.#run.start(
+      this.#queue,
+      this.#wakes(),
+      handler,
+      {
+        suppression: doorbell,
+        creditCountMax: commandCountMax,
+        budgetCountMax,
+        requestTimeoutMs,
+        onFailure: (request, error) => this.#onFailure(request, error),
+      },
+      {
+        onBroken: (error) => this.#onBroken(error),
+        onStopped: () => {
+          this.#run = undefined
+        },
+      },
+    )
+  }
+
+  /**
+   * Makes the device a disk of this machine; called by `tcmu.create` once it is served.
+   *
+   * @internal
+   */
+  exported(blockDevicePath: string | undefined, unexport: () => Promise<void>): void {
+    this.#blockDevicePath = blockDevicePath
+    this.#unexport = unexport
+  }
+
+  #wakes(): Observable<void> {
+    const events = tcmuEvents(this.#place.port).pipe(tap(() => this.#uioReads++))
+    return merge(events, this.#overlookedEntries())
+  }
+
+  /**
+   * Nothing in the kernel orders the increment of its event counter behind the new head for a reader on another
+   * processor: this thread may read the event and still see the old head, and no further event follows. Partner: the
+   * look of {@link TcmuQueue.rearm} before sleeping. A look from a timer mends what is left of that.
+   */
+  #overlookedEntries(): Observable<void> {
+    const { safetyCheckMs, logger } = this.#options
+    if (safetyCheckMs === 0) return NEVER
+    // An entry is seen before its event as long as the kernel gathers several, so it has to be there for a while.
+    const sighting = (): number | undefined =>
+      this.#queue.armed && this.#queue.seesEntry()
+        ? this.#uioReads + this.#queue.counts().commands
+        : undefined
+    return interval(safetyCheckMs).pipe(
+      map(sighting),
+      pairwise(),
+      filter(([before, now]) => now !== undefined && now === before),
+      map(() => {
+        this.#lostNotifications++
+        logger.warn(`${this.uioPath}: an entry came without an event; the safety check found it`)
+      }),
+    )
+  }
+
+  #onTaskManagement({ type, commands }: TaskManagement): void {
+    this.#options.logger.info(`${this.uioPath}: ${type}: ${commands.length} commands are given up`)
+    this.#aborts.next({
+      type,
+      commands: commands.map(({ commandId, cdb }) => ({ commandId, operationCode: cdb[0]! })),
+    })
+  }
+
+  #onFailure(request: ScsiRequest, error: HushringError): void {
+    this.#errors++
+    const code = request.cdb[0]!.toString(16).padStart(2, '0')
+    this.#options.logger.debug(`${this.uioPath}: command ${code}h failed: ${error.code}: ${error.message}`)
+  }
+
+  #onBroken(error: HushringError): void {
+    this.#broken = error
+    this.#brokenQueues++
+    this.#run?.unsubscribe()
+    this.#run = undefined
+    this.#queue.stop()
+    this.#options.logger.error(`${this.uioPath}: ${error.code}: ${error.message}`)
+    this.emit('degraded', error)
+  }
+
+  async #freeKept(control: TcmuControl, commandId: number): Promise<void> {
+    try {
+      await control.freeKeptBuffer(commandId)
+    } catch (error) {
+      // The buffer stays the kernel's loss until the ring is reset or the device closed.
+      this.#options.logger.warn(
+        `${this.uioPath}: a kept buffer cannot be given back: ${(error as Error).message}`,
+      )
+    }
+  }
+
+  /**
+   * Gives the ring up as it is and starts on an empty one: what is in flight is aborted here and ends with BUSY for its
+   * initiators, who try again. For a ring that broke.
+   *
+   * Rejects with `ERR_TCMU_UNAVAILABLE` when the device was attached without its place in configfs, with
+   * `ERR_TCMU_SYSTEM` when the kernel refuses, and with `ERR_TCMU_REMOVED` when there is no device any more.
+   */
+  async recover(): Promise<void> {
+    const { control } = this.#place
+    this.#throwIfClosed()
+    if (this.#broken?.code === 'ERR_TCMU_REMOVED') throw this.#broken
+    if (control === undefined) {
+      throw new HushringError('ERR_TCMU_UNAVAILABLE', `${this.uioPath} has no directory in configfs`)
+    }
+    this.#run?.unsubscribe()
+    this.#run = undefined
+    this.#queue.stop()
+    await control.block()
+    try {
+      await control.resetRing()
+      this.#ringResets++
+      this.#broken = undefined
+      this.#throwIfClosed()
+      this.#start()
+    } finally {
+      await control.unblock()
+    }
+  }
+
+  /**
+   * Changes the capacity of the disk: the store first, then what configfs shows, then the initiators are told with the
+   * next command (CAPACITY DATA HAS CHANGED); Linux shows the new size after a rescan.
+   *
+   * @param capacityBytes a positive multiple of the block size. Rejects with `ERR_DEVICE_KIND` for a device that cannot
+   * be resized.
+   */
+  async resize(capacityBytes: number): Promise<void> {
+    this.#throwIfClosed()
+    const device = this.#device
+    if (device.kind !== 'block' || device.resize === undefined) {
+      throw new HushringError('ERR_DEVICE_KIND', 'this device has the size it was made with')
+    }
+    await device.resize(capacityBytes)
+    await this.#place.control?.setSize(capacityBytes)
+    this.#attentions.raise({ key: SenseKey.UNIT_ATTENTION, asc: 0x2a, ascq: 0x09 })
+  }
+
+  /** Counts since the device was served. */
+  statsSnapshot(): TcmuStats {
+    const counts = this.#queue.counts()
+    const { reads, writes, flushes, bytesRead, bytesWritten } = this.#tally
+    return {
+      ...NO_STATS,
+      requests: counts.commands,
+      reads,
+      writes,
+      flushes,
+      bytesRead,
+      bytesWritten,
+      errors: this.#errors,
+      kicks: this.#uioReads,
+      signals: counts.doorbells,
+      batches: counts.batches,
+      nativeCalls: counts.nativeCalls,
+      inFlight: this.#queue.inFlightCount,
+      lostNotifications: this.#lostNotifications,
+      brokenQueues: this.#brokenQueues,
+      connections: 1,
+      commands: counts.commands,
+      doorbells: counts.doorbells,
+      uioReads: this.#uioReads,
+      aborts: counts.aborts,
+      unknownOps: counts.unknownOps,
+      ringResets: this.#ringResets,
+    }
+  }
+
+  /** Counts at intervals. Each subscriber has its own clock; it ends with {@link close} or when unsubscribed. */
+  stats(options?: StatsOptions): Observable<TcmuStats> {
+    return statsOf<TcmuStats>(this, options)
+  }
+
+  /**
+   * Takes the device away from its initiators (a device that was created), answers what is in flight, lets the UIO
+   * device go, and removes what was made. Calling it again waits for the same end. Rejects with `ERR_TCMU_SYSTEM` when
+   * something of it cannot be removed; everything else is then done all the same.
+   */
+  close(): Promise<void> {
+    this.#closing ??= this.#close()
+    return this.#closing
+  }
+
+  /**
+   * Lets the UIO device go and leaves everything else as it is, for a server that starts again.
+   *
+   * @internal
+   */
+  async abandon(): Promise<void> {
+    this.#closing ??= this.#leave().finally(() => this.emit('closed'))
+    await this.#closing
+  }
+
+  async #leave(): Promise<void> {
+    await this.#drain()
+    this.#queue.stop()
+    this.#queue.close()
+    this.#place.port.close()
+    this.#aborts.complete()
+  }
+
+  async #close(): Promise<void> {
+    const failures: unknown[] = []
+    const attempt = async (step: (() => Promise<void>) | undefined): Promise<void> => {
+      try {
+        await step?.()
+      } catch (error) {
+        failures.push(error)
+      }
+    }
+    // The kernel asks for a flush and waits for what is in flight, so commands are answered meanwhile.
+    await attempt(this.#unexport)
+    await attempt(() => this.#leave())
+    await attempt(this.#place.remove)
+    this.emit('closed')
+    if (failures.length > 0) throw failures[0]
+  }
+
+  async #drain(): Promise<void> {
+    const run = this.#run
+    if (run === undefined) return
+    const grace = setTimeout(() => run.giveUp(), this.#options.stopGraceMs)
+    await run.drain()
+    clearTimeout(grace)
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close()
+  }
+
+  #throwIfClosed(): void {
+    if (this.#closing !== undefined) throw new HushringError('ERR_CLOSED', `${this.uioPath} was closed`)
+  }
+}
+
+/** Any device as TCMU serves it: a disk becomes a SCSI disk. Throws `ERR_DEVICE_KIND` for a virtio device. */
+function asScsiDevice(device: Device, tally: BlockTally): ScsiDevice {
+  if (device.kind === 'block') return scsiBlock(device.wrap(tally.layer))
+  if (device.kind === 'scsi') return device
+  throw new HushringError('ERR_DEVICE_KIND', `TCMU cannot serve the virtio device ${device.name}`)
+}
