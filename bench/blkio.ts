@@ -3,7 +3,7 @@ import { GiB } from '../src/index.ts'
 import { serveWithHushring, serveWithStorageDaemon } from '../test/helpers/back-ends.ts'
 import { type BlkioWorkload, blkioBench } from '../test/helpers/blkio.ts'
 import { blkioTools, storageDaemon } from '../test/helpers/tools.ts'
-import { interleave, markdownTable, spreadOf } from './statistics.ts'
+import { interleave, iopsCell, markdownTable, spreadOf } from './statistics.ts'
 
 const store = { nullBytes: GiB }
 // Null disks that clear 4 KiB a read would measure memset: neither side does.
@@ -63,18 +63,11 @@ export async function benchBlkio(roundCount: number): Promise<string> {
 }
 
 function tableOf(cases: readonly Case[], samples: readonly (readonly number[])[]): string {
-  const kilo = (value: number): string => `${Math.round(value / 1000)}k`
-  const spreads = samples.map((iops) => spreadOf(iops))
+  const medians = samples.map((iops) => spreadOf(iops).median)
   const rows = cases.map(({ name, ioDepth }, index) => {
-    const { median, min, max } = spreads[index]!
     // The peer is the first case of its depth.
-    const peer = spreads[cases.findIndex((one) => one.ioDepth === ioDepth)]!
-    return [
-      name,
-      String(ioDepth),
-      `${kilo(median)} (${kilo(min)} to ${kilo(max)})`,
-      (median / peer.median).toFixed(2),
-    ]
+    const peer = medians[cases.findIndex((one) => one.ioDepth === ioDepth)]!
+    return [name, String(ioDepth), iopsCell(samples[index]!), (medians[index]! / peer).toFixed(2)]
   })
   return markdownTable(['back-end', 'QD', 'IOPS (min to max)', '× qemu-storage-daemon'], rows)
 }

@@ -11,7 +11,7 @@ import {
   nullDisk,
   type SuppressionPolicy,
 } from '../src/index.ts'
-import { interleave, markdownTable, spreadOf } from './statistics.ts'
+import { interleave, iopsCell, markdownTable, spreadOf } from './statistics.ts'
 
 interface Way {
   readonly name: string
@@ -88,14 +88,12 @@ async function runOnce(
 
 function rowOf(queueDepth: number, way: Way, results: readonly LoadResult[]): string[] {
   const of = (pick: (result: LoadResult) => number): number => spreadOf(results.map(pick)).median
-  const iops = spreadOf(results.map((result) => result.iops))
-  const kilo = (value: number): string => `${Math.round(value / 1000)}k`
   const perThousand = (pick: (result: LoadResult) => number): string =>
     of((result) => (pick(result) * 1000) / result.requests).toFixed(1)
   return [
     way.name,
     String(queueDepth),
-    `${kilo(iops.median)} (${kilo(iops.min)} to ${kilo(iops.max)})`,
+    iopsCell(results.map((result) => result.iops)),
     of((result) => result.p50Micros).toFixed(1),
     of((result) => result.p99Micros).toFixed(1),
     perThousand((result) => result.kicks),

@@ -1,5 +1,5 @@
 // Measures everything and rewrites docs/benchmarks.md and the summary in README.md. `--rounds N` sets the number of
-// interleaved rounds (default 5), `--ms N` the length of one loopback run (default 500).
+// interleaved rounds (default 5), `--ms N` the length of one run in this process (default 500).
 import { execFileSync } from 'node:child_process'
 import { readFileSync, writeFileSync } from 'node:fs'
 import { cpus, release } from 'node:os'
@@ -7,18 +7,26 @@ import { parseArgs } from 'node:util'
 import { benchAllocations } from './allocations.ts'
 import { benchBlkio } from './blkio.ts'
 import { benchLoopback } from './loopback.ts'
+import { benchTcmu } from './tcmu.ts'
+import { benchTcmuSimulator } from './tcmu-simulator.ts'
 
 const { values } = parseArgs({
   options: { rounds: { type: 'string', default: '5' }, ms: { type: 'string', default: '500' } },
 })
 const roundCount = Number(values.rounds)
+const durationMs = Number(values.ms)
 
 console.error('loopback …')
-const loopback = await benchLoopback(roundCount, Number(values.ms))
+const loopback = await benchLoopback(roundCount, durationMs)
+console.error('TCMU, simulated kernel …')
+const tcmuSimulator = await benchTcmuSimulator(roundCount, durationMs)
 console.error('allocations …')
 const bytesPerRequest = await benchAllocations()
 console.error('blkio-bench …')
 const blkio = await benchBlkio(roundCount)
+console.error('TCMU …')
+// Instructions vary by next to nothing; a round takes minutes.
+const tcmu = await benchTcmu(1)
 
 const commit = execFileSync('git', ['rev-parse', '--short', 'HEAD']).toString().trim()
 const machine = `${cpus().length} × ${cpus()[0]!.model.trim()}, Linux ${release()}, Node ${process.version}`
@@ -30,12 +38,19 @@ between tables. Driver and device share two cores; nothing is pinned. Queue dept
 
 ${loopback}
 
+${tcmuSimulator}
+
+In these two tables the initiator lives in the doorbell: there is no other thread, no wake-up to pay for and no system
+call. The rows compare doorbell policies with each other, not TCMU with the virtqueues above.
+
 ### Allocations on the synchronous path
 
 ${bytesPerRequest.toFixed(2)} bytes of JavaScript heap a request (null disk, QD 32, 1,000,000 requests without garbage
 collection).
 
 ${blkio}
+
+${tcmu}
 `
 writeFileSync(new URL('../docs/benchmarks.md', import.meta.url), page)
 

@@ -13,6 +13,13 @@ export function spreadOf(samples: readonly number[]): Spread {
   return { median, min: sorted[0]!, max: sorted.at(-1)! }
 }
 
+/** Median, smallest and largest of some IOPS, as the tables show them. */
+export function iopsCell(samples: readonly number[]): string {
+  const { median, min, max } = spreadOf(samples)
+  const kilo = (value: number): string => `${Math.round(value / 1000)}k`
+  return `${kilo(median)} (${kilo(min)} to ${kilo(max)})`
+}
+
 /**
  * Runs every case once a round, in an order that turns by one each round, so that a slow moment of a shared machine
  * does not fall on the same case each time.

@@ -1,11 +1,12 @@
 #!/bin/sh
 # Builds what a test guest boots from, in about two seconds: OUTPUT/kernel and OUTPUT/initramfs. The file system
-# holds busybox, the kernel modules of a virtio guest, mke2fs and e2fsck with their libraries, and SCRIPTS.
+# holds SCRIPTS and the programs and kernel modules that SCRIPTS asks for, with all that they depend on.
 #
 #   guest.sh KERNEL_VERSION SCRIPTS OUTPUT
 #
-# KERNEL_VERSION names /boot/vmlinuz-KERNEL_VERSION. SCRIPTS is a directory with an executable named init. Both
-# results are uncompressed: an emulated CPU needs seconds to decompress what is copied in no time.
+# KERNEL_VERSION names /boot/vmlinuz-KERNEL_VERSION. SCRIPTS is a directory with an executable named init, and two lists
+# with one name a line: programs.list and modules.list. Both results are uncompressed: an emulated CPU needs seconds
+# to decompress what is copied in no time.
 set -eu
 
 kernel_version=$1
@@ -47,17 +48,21 @@ copy_program() {
     cp -L "$library" "$root$library"
   done
 }
-copy_program busybox "$root/bin/"
-copy_program mke2fs "$root/sbin/"
-copy_program e2fsck "$root/sbin/"
-# Both complain when their configuration or the list of mounts is missing.
+# Busybox makes links to itself in /bin. Everything else is in /sbin, so that no such link takes its place.
+while read -r program; do
+  case $program in
+    busybox) copy_program busybox "$root/bin/" ;;
+    *) copy_program "$program" "$root/sbin/" ;;
+  esac
+done <"$scripts/programs.list"
+# mke2fs and e2fsck complain when their configuration or the list of mounts is missing.
 cp /etc/mke2fs.conf "$root/etc/"
 ln -s /proc/mounts "$root/etc/mtab"
 
 # modprobe lists what a module depends on before the module. The guest's insmod cannot read compressed modules.
-for module in virtio_pci virtio_blk virtio_rng crc32c_generic ext4; do
+while read -r module; do
   modprobe --set-version "$kernel_version" --show-depends "$module"
-done | sed -n 's/^insmod \([^ ]*\).*/\1/p' | awk '!seen[$0]++' | while read -r module; do
+done <"$scripts/modules.list" | sed -n 's/^insmod \([^ ]*\).*/\1/p' | awk '!seen[$0]++' | while read -r module; do
   name=$(basename "$module" | sed 's/\.ko.*//')
   case $module in
     *.xz) xz -dc "$module" ;;

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs what the tests with real front-ends need and this machine lacks: QEMU, qemu-storage-daemon, a Linux
-# kernel for the guest, the parts of its root file system, and libblkio. Does nothing when all of it is there.
+# Installs what the tests with real front-ends need and this machine lacks: QEMU, qemu-storage-daemon, a Linux kernel for
+# the guests, the parts of their root file systems, tcmu-runner, and libblkio. Does nothing when all of it is there.
 set -eu
 
 directory=$(dirname "$(realpath "$0")")
@@ -19,6 +19,10 @@ xz xz-utils
 modprobe kmod
 mke2fs e2fsprogs
 debugfs e2fsprogs
+fio fio
+sg_inq sg3-utils
+tcmu-runner tcmu-runner
+fstrim util-linux
 cc gcc
 PROGRAMS
 [ -e /usr/include/stdio.h ] || packages="$packages libc6-dev"

@@ -27,24 +27,19 @@ export interface GuestReport {
 /** A guest needs about 6 seconds; a machine that is busy and slow may take several times as long. */
 const LIMIT_SECONDS = 90
 const MEMORY = '512M'
-const COMPLAINT =
+
+/** What a kernel says when something is wrong: errors of the disk, hung tasks, crashes. */
+export const COMPLAINT: RegExp =
   /I\/O error|EXT4-fs (error|warning)|hung|blocked for more than|stall|BUG:|WARNING:|Oops|panic|Call Trace/
 
 /** Emulates a machine from power on to power off. The memory is shared, as vhost-user needs it. */
 export async function bootGuest(options: GuestOptions): Promise<GuestReport> {
-  files ??= buildFiles()
-  const directory = await files
   const machine = start(
     [
-      guestTools.qemu.path!,
-      ...`-machine q35 -accel tcg,thread=multi -cpu max -smp ${options.cpuCount ?? 1}`.split(' '),
+      ...(await machineCommand('guest', `scenario=${options.scenario}`)),
+      ...`-accel tcg,thread=multi -smp ${options.cpuCount ?? 1}`.split(' '),
       ...`-m ${MEMORY} -object memory-backend-memfd,id=memory,size=${MEMORY},share=on`.split(' '),
-      ...'-numa node,memdev=memory -nodefaults -no-reboot -display none -serial stdio'.split(' '),
-      ...['-kernel', join(directory, 'kernel'), '-initrd', join(directory, 'initramfs'), '-append'],
-      // A panic ends the machine at once; quiet leaves errors; the next two make an emulated boot shorter. RCU takes
-      // an emulated CPU for stalled when the host is busy, which says nothing of the disk.
-      'console=ttyS0 panic=-1 quiet mitigations=off tsc=reliable rcupdate.rcu_cpu_stall_suppress=1 ' +
-        `scenario=${options.scenario}`,
+      ...'-numa node,memdev=memory'.split(' '),
       ...options.devices,
     ],
     LIMIT_SECONDS,
@@ -63,13 +58,33 @@ export async function bootGuest(options: GuestOptions): Promise<GuestReport> {
   }
 }
 
-/** Kernel and root file system are the same for all guests of a process, so they are built once. */
-let files: Promise<string> | undefined
+/**
+ * The command line of a machine that boots from a folder of `test/front-ends`, as scripts/front-ends/guest.sh builds it.
+ * CPUs, memory and devices are to be added.
+ *
+ * @param kernelParameters words for the kernel's command line beside those that all guests share
+ */
+export async function machineCommand(scripts: string, kernelParameters: string): Promise<readonly string[]> {
+  if (!files.has(scripts)) files.set(scripts, buildFiles(scripts))
+  const path = await files.get(scripts)!
+  return [
+    guestTools.qemu.path!,
+    ...'-machine q35 -cpu max -nodefaults -no-reboot -display none -serial stdio'.split(' '),
+    ...['-kernel', join(path, 'kernel'), '-initrd', join(path, 'initramfs'), '-append'],
+    // A panic ends the machine at once; quiet leaves errors; the next two make an emulated boot shorter. RCU takes
+    // an emulated CPU for stalled when the host is busy, which says nothing of the disk.
+    'console=ttyS0 panic=-1 quiet mitigations=off tsc=reliable rcupdate.rcu_cpu_stall_suppress=1 ' +
+      kernelParameters,
+  ]
+}
 
-async function buildFiles(): Promise<string> {
+/** Kernel and root file system are the same for all guests of a kind in a process, so they are built once. */
+const files = new Map<string, Promise<string>>()
+
+async function buildFiles(scripts: string): Promise<string> {
   const directory = mkdtempSync(join(tmpdir(), 'hushring-guest-'))
   process.once('exit', () => rmSync(directory, { recursive: true, force: true }))
-  const scripts = join(import.meta.dirname, '../front-ends/guest')
-  await run([join(scriptsDirectory, 'guest.sh'), guestTools.kernel.path!, scripts, directory], 60)
+  const scriptsPath = join(import.meta.dirname, '../front-ends', scripts)
+  await run([join(scriptsDirectory, 'guest.sh'), guestTools.kernel.path!, scriptsPath, directory], 60)
   return directory
 }

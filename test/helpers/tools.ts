@@ -65,5 +65,16 @@ export const guestTools = {
   debugfs: program('debugfs'),
 } as const satisfies Record<string, Tool>
 
+/** What a TCMU guest needs, which runs on the host's own root file system, beside {@link guestTools}. */
+export const tcmuGuestTools = {
+  fio: program('fio'),
+  sgInq: program('sg_inq'),
+  mkfs: program('mkfs.ext4'),
+  fstrim: program('fstrim'),
+} as const satisfies Record<string, Tool>
+
+/** The peer of the TCMU tests and measurements. */
+export const tcmuRunner: Tool = program('tcmu-runner')
+
 /** The peer that is measured and tested beside hushring. */
 export const storageDaemon: Tool = program('qemu-storage-daemon')

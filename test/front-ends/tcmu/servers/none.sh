@@ -1,0 +1,1 @@
+# No server: the scenario brings its own.
