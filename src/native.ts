@@ -46,6 +46,19 @@ export interface NativeBinding {
   /** See {@link NativeTcmuKernel}. */
   createTcmuKernel(options: NativeTcmuKernelOptions): NativeTcmuKernel
 
+  // ---- files --------------------------------------------------------------------------------------------
+  /**
+   * Reads one piece of a file into `buffer`, in this thread.
+   *
+   * @param mayWait false: `EAGAIN` instead of waiting for a device, `EOPNOTSUPP` where the file system cannot promise
+   * that (RWF_NOWAIT). True only for a file in memory.
+   * @returns the bytes read, fewer than asked for at the end of the file or where the rest would have to wait; or minus
+   * an errno: EINVAL also for an argument of another kind and for a piece that does not lie in `buffer`
+   */
+  readonly fileReadAt: FileTransfer
+  /** As {@link fileReadAt}, for a write of what is in `buffer`. */
+  readonly fileWriteAt: FileTransfer
+
   // ---- eventfd and readiness ----------------------------------------------------------------------------
   /** Makes a non-blocking, close-on-exec eventfd with counter 0. The caller closes it. */
   eventfdCreate(): number
@@ -152,6 +165,16 @@ export interface NativeBinding {
   /** Memory barriers, orderings and facts about the build, for `hushring --version` and tests. */
   readonly build: { readonly napiVersion: number; readonly compiler: string; readonly sanitizer: string }
 }
+
+/** See {@link NativeBinding.fileReadAt}. */
+export type FileTransfer = (
+  fd: number,
+  buffer: Buffer,
+  offsetBytes: number,
+  lengthBytes: number,
+  fileOffsetBytes: number,
+  mayWait: boolean,
+) => number
 
 /** One mapped region of driver memory. */
 export interface NativeRegion {
@@ -321,6 +344,11 @@ export interface NativeTcmuPort {
   conceal(buffer: ArrayBuffer): void
   /** Reads the counter of events, which makes {@link eventFd} unreadable again. 0, or an errno: the device is gone. */
   readEvent(): number
+  /**
+   * Makes the kernel process what was published, in this thread. For servers without a {@link NativeTcmuQueue}, which
+   * rings by itself. 0, or an errno: the device is gone.
+   */
+  ringDoorbell(): number
   /** Detaches the windows and closes the device; unmaps when no queue and no exposed buffer needs the memory. */
   close(): void
 }

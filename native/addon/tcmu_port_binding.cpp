@@ -1,17 +1,17 @@
 // openUioPort: /dev/uioN as src/native.ts declares it (NativeTcmuPort). Other ports are wrapped the same way.
 //
 // JavaScript sees the data of commands through windows over the whole mapping, which src/ring/data-area.ts keeps to
-// itself, and through single pieces that are exposed for one command and concealed when it is answered. Each
-// ArrayBuffer has a share in the port and lets go of it when it is concealed, closed or collected, whichever comes
-// first; the last share unmaps.
+// itself, and through single pieces that are exposed for one command and concealed when it is answered. The mapping
+// stays as long as the port is open or an ArrayBuffer shows something of it, which ends when that is concealed, closed
+// or collected, whichever comes first.
 #include "addon/tcmu_port_binding.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
-#include <map>
 #include <string>
+#include <unordered_map>
 #include <utility>
-#include <vector>
 
 #include "addon/bindings.h"
 #include "addon/errors.h"
@@ -23,24 +23,60 @@ namespace {
 
 constexpr napi_type_tag kPortTag{0x3d0f3b9f7a0e4c61, 0x8a52c1d3b7f04e19};
 
-// An ArrayBuffer's share in the mapping, freed by its finalizer.
-using MapShare = std::shared_ptr<os::TcmuPort>;
-
-// What is behind the JavaScript object.
-struct PortHandle {
-  std::shared_ptr<os::TcmuPort> port;  // null after close()
-  // The shares of the ArrayBuffers that show something, by where they begin. Two that begin at the same byte are alike.
-  std::multimap<const void*, MapShare*> shown;
+// The ArrayBuffers that begin at one byte. Several may: a window and a piece at its start, or pieces of commands that a
+// kernel gave the same memory.
+struct Place {
+  std::size_t shown_count = 0;
+  std::size_t concealed_count = 0;  // of those that are not collected yet
 };
 
-// What a finalizer gets: the share may be forgotten by the handle before, the handle may be collected before.
-struct Shown {
-  std::weak_ptr<PortHandle> handle;
-  MapShare share;
-  const void* start;
+// What is behind the JavaScript object, and behind every ArrayBuffer that it made.
+struct PortHandle {
+  std::shared_ptr<os::TcmuPort> port;    // null after close()
+  std::shared_ptr<os::TcmuPort> mapped;  // null when nothing is shown
+  std::size_t shown_count = 0;
+  std::unordered_map<const void*, Place> places;
+
+  void show(const void* start) {
+    ++places[start].shown_count;
+    ++shown_count;
+    mapped = port;
+  }
+
+  void conceal(Place& place) {
+    --place.shown_count;
+    ++place.concealed_count;
+    forget_shown();
+  }
+
+  // An ArrayBuffer that begins at `start` was collected. Which one is not known, and need not be: as long as one of
+  // those that are concealed is still to come, it is taken for that. So the mapping may stay a little longer, and never
+  // goes while one of them shows it.
+  void collect(const void* start) {
+    const auto found = places.find(start);
+    Place& place = found->second;
+    if (place.concealed_count > 0) {
+      --place.concealed_count;
+    } else {
+      --place.shown_count;
+      forget_shown();
+    }
+    if (place.shown_count + place.concealed_count == 0) places.erase(found);
+  }
+
+ private:
+  void forget_shown() {
+    if (--shown_count == 0) mapped.reset();
+  }
 };
 
 using SharedPortHandle = std::shared_ptr<PortHandle>;
+
+// What the finalizer of an ArrayBuffer gets.
+struct Shown {
+  SharedPortHandle handle;
+  const void* start;
+};
 
 PortHandle* handle_from(const Napi::Value& value) {
   if (!value.IsObject()) return nullptr;
@@ -50,49 +86,35 @@ PortHandle* handle_from(const Napi::Value& value) {
   return static_cast<SharedPortHandle*>(handle)->get();
 }
 
-// Forgets one share that begins at `start`. True if there was one.
-bool let_go(PortHandle& handle, const void* start) {
-  const auto found = handle.shown.find(start);
-  if (found == handle.shown.end()) return false;
-  found->second->reset();
-  handle.shown.erase(found);
-  return true;
-}
-
 // An ArrayBuffer over part of the mapping. Empty, after throwing, when this Node makes no external ArrayBuffers.
 Napi::Value show(Napi::Env env, const SharedPortHandle& handle, std::size_t offset_bytes, std::size_t length_bytes) {
   std::byte* const start = handle->port->map() + offset_bytes;
-  auto* const shown = new Shown{handle, handle->port, start};
+  auto* const shown = new Shown{handle, start};
   const auto finalize = [](napi_env, void*, void* collected) {
     auto* const shown_once = static_cast<Shown*>(collected);
-    if (shown_once->share != nullptr) {
-      if (const SharedPortHandle owner = shown_once->handle.lock()) {
-        auto [first, last] = owner->shown.equal_range(shown_once->start);
-        const auto own = std::find_if(first, last, [&](const auto& entry) { return entry.second == &shown_once->share; });
-        if (own != last) owner->shown.erase(own);
-      }
-    }
+    shown_once->handle->collect(shown_once->start);
     delete shown_once;
   };
+  handle->show(start);
   napi_value buffer = nullptr;
   if (napi_create_external_arraybuffer(env, start, length_bytes, finalize, shown, &buffer) != napi_ok) {
+    handle->collect(start);
     delete shown;
     throw_coded(Napi::Error::New(env, "external ArrayBuffers are not available"), "ERR_MEMORY_REGION");
     return env.Undefined();
   }
-  handle->shown.emplace(start, &shown->share);
   return {env, buffer};
 }
 
-// Detaches a buffer that is still shown. One that somebody else detached keeps its share until it is collected.
+// Detaches a buffer that is still shown. One that somebody else detached counts as shown until it is collected.
 void conceal(PortHandle& handle, const Napi::Value& value) {
   if (!value.IsArrayBuffer()) return;
   auto buffer = value.As<Napi::ArrayBuffer>();
   if (buffer.IsDetached()) return;
-  const void* const start = buffer.Data();
-  if (handle.shown.find(start) == handle.shown.end()) return;
+  const auto place = handle.places.find(buffer.Data());
+  if (place == handle.places.end() || place->second.shown_count == 0) return;
   buffer.Detach();
-  let_go(handle, start);
+  if (buffer.IsDetached()) handle.conceal(place->second);
 }
 
 Napi::Value throw_closed(Napi::Env env) {
@@ -127,6 +149,11 @@ Napi::Value expose(const SharedPortHandle& handle, const Napi::CallbackInfo& inf
 Napi::Value read_event(const SharedPortHandle& handle, const Napi::CallbackInfo& info) {
   if (handle->port == nullptr) return throw_closed(info.Env());
   return Napi::Number::New(info.Env(), handle->port->read_event());
+}
+
+Napi::Value ring_doorbell(const SharedPortHandle& handle, const Napi::CallbackInfo& info) {
+  if (handle->port == nullptr) return throw_closed(info.Env());
+  return Napi::Number::New(info.Env(), handle->port->ring_doorbell());
 }
 
 Napi::Value open_uio_port(const Napi::CallbackInfo& info) {
@@ -165,6 +192,7 @@ Napi::Object wrap_tcmu_port(Napi::Env env, std::shared_ptr<os::TcmuPort> port) {
   define("expose", [handle](const Napi::CallbackInfo& call) { return expose(handle, call); });
   define("conceal", [handle](const Napi::CallbackInfo& call) { conceal(*handle, call[0]); });
   define("readEvent", [handle](const Napi::CallbackInfo& call) { return read_event(handle, call); });
+  define("ringDoorbell", [handle](const Napi::CallbackInfo& call) { return ring_doorbell(handle, call); });
   define("close", [handle](const Napi::CallbackInfo& call) {
     // Nothing can be read any more in a worker that is being terminated; its finalizers let the windows go.
     const Napi::Value list = call.This().IsObject() ? call.This().As<Napi::Object>().Get("windows") : call.This();

@@ -13,18 +13,21 @@ TcmuServer::TcmuServer(std::shared_ptr<TcmuPort> port, const TcmuOptions& option
 
 TcmuServer::~TcmuServer() {
   stop();
-  if (!thread_.joinable()) return;
+  if (!has_thread_) return;
   {
     const std::lock_guard lock(mutex_);
     ending_ = true;
   }
   changed_.notify_all();
-  thread_.join();
+  pthread_join(thread_, nullptr);
 }
 
 Fault TcmuServer::start() {
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [this] { return !ringing_; });
+  // What the device broke with before is over; that it is gone, or a part of its memory, is not.
+  device_.stop();
+  if (const Fault fault = lasting_fault(); fault != Fault::kNone) return fault;
   return device_.start(port_->map(), port_->map_bytes());
 }
 
@@ -50,10 +53,9 @@ std::int32_t TcmuServer::complete(std::uint32_t count) {
   if (const Fault fault = fault_now(); fault != Fault::kNone) return -static_cast<std::int32_t>(fault);
   if (!ringing_ && device_.publish()) {
     bits = kSignalled;
-    if (device_.copy_bytes_published() > inline_copy_bytes_max_) {
+    if (device_.copy_bytes_published() > inline_copy_bytes_max_ && has_thread()) {
       ringing_ = true;
       ++counters_.off_thread_doorbells;
-      start_thread();
       changed_.notify_all();
     } else {
       ++counters_.doorbells;
@@ -70,7 +72,8 @@ std::int32_t TcmuServer::complete(std::uint32_t count) {
 }
 
 void TcmuServer::free_kept(std::uint32_t command) {
-  const std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this] { return !ringing_; });
   device_.free_kept(command);
 }
 
@@ -79,15 +82,24 @@ bool TcmuServer::sees_entry() {
   return device_.running() && device_.sees_entry();
 }
 
-Fault TcmuServer::fault_now() noexcept {
-  if (device_.fault() != Fault::kNone) return device_.fault();
+Fault TcmuServer::fault_now() const noexcept {
+  return device_.fault() != Fault::kNone ? device_.fault() : lasting_fault();
+}
+
+Fault TcmuServer::lasting_fault() const noexcept {
   if (removed_) return Fault::kTcmuRemoved;
   // A page of the data area went away under an access: what was read was zeros, what was written is lost.
   return port_->truncated() ? Fault::kTcmuData : Fault::kNone;
 }
 
-void TcmuServer::start_thread() {
-  if (!thread_.joinable()) thread_ = std::thread([this] { ring_on_thread(); });
+// False when the system has no room for another thread: then the event loop waits for the copy.
+bool TcmuServer::has_thread() {
+  const auto body = [](void* server) -> void* {
+    static_cast<TcmuServer*>(server)->ring_on_thread();
+    return nullptr;
+  };
+  if (!has_thread_) has_thread_ = pthread_create(&thread_, nullptr, body, this) == 0;
+  return has_thread_;
 }
 
 void TcmuServer::ring_on_thread() {

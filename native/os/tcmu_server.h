@@ -6,11 +6,12 @@
 // it comes back. So the rule F11 (uio.cpp) holds, and no answer waits longer than one doorbell takes.
 #pragma once
 
+#include <pthread.h>
+
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
 #include <mutex>
-#include <thread>
 
 #include "core/ordering.h"
 #include "core/split.h"
@@ -21,7 +22,7 @@ namespace hushring::os {
 
 class TcmuServer {
  public:
-  // A batch with more Data-In than `inline_copy_bytes_max` is rung from the thread.
+  // A batch with more Data-In than `inline_copy_bytes_max` is rung from the thread, if the system has room for one.
   TcmuServer(std::shared_ptr<TcmuPort> port, const TcmuOptions& options, const TcmuTables& tables,
              std::uint64_t inline_copy_bytes_max);
   // Waits for a doorbell that is being rung.
@@ -29,7 +30,8 @@ class TcmuServer {
   TcmuServer(const TcmuServer&) = delete;
   TcmuServer& operator=(const TcmuServer&) = delete;
 
-  // Starts on the ring as it is now. Also after a reset of the ring, or after a fault.
+  // Starts on the ring as it is now. Also after a reset of the ring, or after a fault; not once the device is gone, or
+  // its memory (kTcmuRemoved, kTcmuData).
   [[nodiscard]] Fault start();
   // Touches the ring no more; late answers are ignored. Waits for a doorbell that is being rung.
   void stop();
@@ -39,7 +41,8 @@ class TcmuServer {
   // Gives back the first `count` rows of the completions, publishes them with one store of the tail, and rings once;
   // then looks at the ring again. CompleteBits, or minus a fault.
   [[nodiscard]] std::int32_t complete(std::uint32_t count);
-  // The kernel may use the id of a command whose buffer was kept again.
+  // The kernel may use the id of a command whose buffer was kept again. Waits for a doorbell that is being rung: the
+  // answer may be waiting for its end, and until it is published the buffer cannot be given up.
   void free_kept(std::uint32_t command);
   // True when the ring shows an entry that was not taken. For a check while idle.
   [[nodiscard]] bool sees_entry();
@@ -48,8 +51,9 @@ class TcmuServer {
 
  private:
   // With the lock held.
-  [[nodiscard]] Fault fault_now() noexcept;
-  void start_thread();
+  [[nodiscard]] Fault fault_now() const noexcept;
+  [[nodiscard]] Fault lasting_fault() const noexcept;
+  [[nodiscard]] bool has_thread();
   void ring_on_thread();
 
   const std::shared_ptr<TcmuPort> port_;
@@ -62,7 +66,8 @@ class TcmuServer {
   bool ringing_ = false;  // the thread is about to ring, or in the kernel: nobody else publishes
   bool ending_ = false;
   bool removed_ = false;  // the kernel refused a doorbell: the device is gone
-  std::thread thread_;    // started with the first doorbell that needs it
+  bool has_thread_ = false;  // started with the first doorbell that needs it
+  pthread_t thread_{};
 };
 
 }  // namespace hushring::os

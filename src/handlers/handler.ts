@@ -74,6 +74,8 @@ export function stack<Io extends Request>(layers: readonly Layer<Io>[]): Layer<I
  * @param project called once with the completion; returns the completion to pass on
  */
 export function mapAnswer(answer: Answer, project: (completion: Completion) => Completion): Answer {
+  // The shape of nearly all answers comes first: the other looks cost more than the rest of a layer.
+  if (isCompletion(answer)) return project(answer)
   if (isPromiseLike(answer)) return answer.then(project)
   if (isObservable(answer)) return answer.pipe(take(1), map(project))
   return project(answer)
@@ -84,6 +86,7 @@ export function mapAnswer(answer: Answer, project: (completion: Completion) => C
  * completion at once only if both are.
  */
 export function flatMapAnswer(answer: Answer, project: (completion: Completion) => Answer): Answer {
+  if (isCompletion(answer)) return project(answer)
   if (isPromiseLike(answer)) return answer.then((completion) => settled(project(completion)))
   if (isObservable(answer)) {
     return answer.pipe(

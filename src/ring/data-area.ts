@@ -50,6 +50,8 @@ export class DataAreaSegments extends SegmentList {
 
   override clear(): void {
     super.clear()
+    // Setting the length of an array is slow, and most requests expose nothing.
+    if (this.#exposed.length === 0) return
     for (const view of this.#exposed) this.#area.conceal(view)
     this.#exposed.length = 0
   }

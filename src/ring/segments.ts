@@ -1,3 +1,27 @@
+/** Moves one piece of a buffer from or to somewhere else: `fileReadAt` or `fileWriteAt` of the addon. */
+type PieceTransfer = (
+  fd: number,
+  buffer: Buffer,
+  offsetBytes: number,
+  lengthBytes: number,
+  fileOffsetBytes: number,
+  mayWait: boolean,
+) => number
+
+/**
+ * Moves the bytes of a list from or to a file, piece by piece, until one of them does not move as a whole. For
+ * file-transfers.ts only: it shows `transfer` memory that nobody else may reach.
+ *
+ * @returns the bytes moved, or minus an errno when none were
+ */
+export let transferPieces: (
+  list: SegmentList,
+  transfer: PieceTransfer,
+  fd: number,
+  fileOffsetBytes: number,
+  mayWait: boolean,
+) => number
+
 /**
  * The bytes of one request: an ordered list of pieces of memory shared with the driver.
  *
@@ -14,6 +38,31 @@ export class SegmentList {
   #views: Uint8Array[] | undefined
   /** Makes the views; another list for a part of that list. */
   #viewer: SegmentList = this
+  /** Times that the list was cleared. */
+  #lifeCount = 0
+  /** The life of {@link #viewer} that this list belongs to: a part of a list ends with the list. */
+  #life = 0
+
+  static {
+    transferPieces = (list, transfer, fd, fileOffsetBytes, mayWait) => {
+      let doneBytes = 0
+      for (let index = 0; index < list.count; index++) {
+        const lengthBytes = list.#lengthsBytes[index]!
+        const countBytes = transfer(
+          fd,
+          list.#buffers[index]!,
+          list.#offsetsBytes[index]!,
+          lengthBytes,
+          fileOffsetBytes + doneBytes,
+          mayWait,
+        )
+        if (countBytes < 0) return doneBytes > 0 ? doneBytes : countBytes
+        doneBytes += countBytes
+        if (countBytes < lengthBytes) break
+      }
+      return doneBytes
+    }
+  }
 
   /** Makes a list over bytes of this process, for requests that a layer derives and for tests. */
   static of(...pieces: Uint8Array[]): SegmentList {
@@ -26,19 +75,24 @@ export class SegmentList {
 
   /** Number of pieces. */
   get count(): number {
-    return this.#count
+    return this.#viewer.#lifeCount === this.#life ? this.#count : 0
   }
 
   /** Sum of the lengths of all pieces, in bytes. */
   get byteLength(): number {
-    return this.#byteLength
+    return this.#viewer.#lifeCount === this.#life ? this.#byteLength : 0
   }
 
-  /** Forgets all pieces. The arrays are kept, so that a pooled request allocates nothing when it is reused. */
+  /**
+   * Forgets all pieces, and ends its parts (see {@link first}). The arrays are kept, so that a pooled request allocates
+   * nothing when it is reused.
+   */
   clear(): void {
     this.#count = 0
     this.#byteLength = 0
     this.#views = undefined
+    this.#lifeCount++
+    if (this.#viewer === this) this.#life = this.#lifeCount
   }
 
   /**
@@ -62,9 +116,11 @@ export class SegmentList {
    * they go empty when the memory is unmapped.
    */
   views(): readonly Uint8Array[] {
+    const { count } = this
+    if (count === 0) return []
     if (this.#views === undefined) {
       const views: Uint8Array[] = []
-      for (let index = 0; index < this.#count; index++) {
+      for (let index = 0; index < count; index++) {
         const [buffer, offsetBytes] = [this.#buffers[index]!, this.#offsetsBytes[index]!]
         views.push(this.#viewer.viewOf(buffer, offsetBytes, this.#lengthsBytes[index]!))
       }
@@ -79,15 +135,18 @@ export class SegmentList {
   }
 
   /**
-   * The front of this list as a list of its own, over the same memory and borrowed for as long.
+   * The front of this list as a list of its own, over the same memory and borrowed for as long: it goes empty when this
+   * list is cleared.
    *
    * @param lengthBytes length of the new list; no more than there is
    */
   first(lengthBytes: number): SegmentList {
     const front = new SegmentList()
     front.#viewer = this.#viewer
+    front.#life = this.#life
+    const { count } = this
     let left = lengthBytes
-    for (let index = 0; index < this.#count && left > 0; index++) {
+    for (let index = 0; index < count && left > 0; index++) {
       const countBytes = Math.min(this.#lengthsBytes[index]!, left)
       front.append(this.#buffers[index]!, this.#offsetsBytes[index]!, countBytes)
       left -= countBytes
@@ -104,9 +163,10 @@ export class SegmentList {
    * @returns the number of bytes copied
    */
   copyFrom(source: Buffer, sourceOffsetBytes = 0, offsetBytes = 0): number {
+    const { count } = this
     let skip = offsetBytes
     let position = sourceOffsetBytes
-    for (let index = 0; index < this.#count && position < source.length; index++) {
+    for (let index = 0; index < count && position < source.length; index++) {
       const length = this.#lengthsBytes[index]!
       if (skip >= length) {
         skip -= length
@@ -129,9 +189,10 @@ export class SegmentList {
    * @returns the number of bytes copied
    */
   copyTo(target: Buffer, targetOffsetBytes = 0, offsetBytes = 0): number {
+    const { count } = this
     let skip = offsetBytes
     let position = targetOffsetBytes
-    for (let index = 0; index < this.#count && position < target.length; index++) {
+    for (let index = 0; index < count && position < target.length; index++) {
       const length = this.#lengthsBytes[index]!
       if (skip >= length) {
         skip -= length
@@ -153,10 +214,11 @@ export class SegmentList {
    * @param offsetBytes first byte to set; default 0
    * @param lengthBytes number of bytes to set; default: all that follow
    */
-  fill(value: number, offsetBytes = 0, lengthBytes: number = this.#byteLength - offsetBytes): void {
+  fill(value: number, offsetBytes = 0, lengthBytes: number = this.byteLength - offsetBytes): void {
+    const { count } = this
     let skip = offsetBytes
     let left = lengthBytes
-    for (let index = 0; index < this.#count && left > 0; index++) {
+    for (let index = 0; index < count && left > 0; index++) {
       const length = this.#lengthsBytes[index]!
       if (skip >= length) {
         skip -= length
@@ -172,7 +234,7 @@ export class SegmentList {
 
   /** A copy of all bytes in memory of this process, which the driver can no longer change. */
   toBuffer(): Buffer {
-    const copy = Buffer.alloc(this.#byteLength)
+    const copy = Buffer.alloc(this.byteLength)
     this.copyTo(copy)
     return copy
   }

@@ -1,9 +1,14 @@
 import { execFileSync } from 'node:child_process'
 import {
   chmodSync,
+  closeSync,
+  existsSync,
   mkdirSync,
   mkdtempSync,
+  openSync,
+  readdirSync,
   readFileSync,
+  readlinkSync,
   rmSync,
   statSync,
   symlinkSync,
@@ -25,21 +30,21 @@ import {
   memoryDisk,
   nullDisk,
 } from '../../src/handlers/index.ts'
-import { isCompletion } from '../../src/ring/request.ts'
+import { type Completion, isCompletion } from '../../src/ring/request.ts'
 import { SegmentList } from '../../src/ring/segments.ts'
 import { KiB, MiB } from '../../src/units.ts'
 import { ask, blockRequest, describe, pattern, readFrom } from '../helpers/block-requests.ts'
 import { openFdCount } from '../helpers/open-fds.ts'
 import { until } from '../helpers/until.ts'
 
-function temporaryFolder(t: ExecutionContext): string {
-  const folder = mkdtempSync(join(tmpdir(), 'hushring-stores-'))
+function temporaryFolder(t: ExecutionContext, parent = tmpdir()): string {
+  const folder = mkdtempSync(join(parent, 'hushring-stores-'))
   t.teardown(() => rmSync(folder, { recursive: true, force: true }))
   return folder
 }
 
-function temporaryFile(t: ExecutionContext, sizeBytes: number): string {
-  const path = join(temporaryFolder(t), 'disk.img')
+function temporaryFile(t: ExecutionContext, sizeBytes: number, parent = tmpdir()): string {
+  const path = join(temporaryFolder(t, parent), 'disk.img')
   writeFileSync(path, '')
   truncateSync(path, sizeBytes)
   return path
@@ -126,23 +131,28 @@ test('the comparison with a plain buffer notices a disk that forgets writes (con
   t.true(details.failed)
 })
 
-test('fileDisk: any sequence of requests does what it does to a plain buffer', async (t) => {
-  const sizeBytes = 256 * KiB
-  const folder = temporaryFolder(t)
-  let fileNumber = 0
-  await fc.assert(
-    fc.asyncProperty(steps(sizeBytes / 512, 64), async (program) => {
-      const path = join(folder, `${fileNumber++}.img`)
-      const disk = await fileDisk({ path, sizeBytes, create: true })
-      const model = Buffer.alloc(sizeBytes)
-      const possible = program.filter(({ verb }) => verb !== 'discard')
-      t.is(await firstDifference(disk, model, possible), undefined)
-      await disk.close()
-      t.true(readFileSync(path).equals(model))
-    }),
-    { numRuns: 30 },
-  )
-})
+/** Folders of a file system on a disk (as a rule) and of one in memory. */
+const FOLDERS = [...new Set([tmpdir(), '/dev/shm'])].filter((folder) => existsSync(folder))
+
+for (const parent of FOLDERS) {
+  test(`fileDisk: any sequence of requests does what it does to a plain buffer, in ${parent}`, async (t) => {
+    const sizeBytes = 256 * KiB
+    const folder = temporaryFolder(t, parent)
+    let fileNumber = 0
+    await fc.assert(
+      fc.asyncProperty(steps(sizeBytes / 512, 64), async (program) => {
+        const path = join(folder, `${fileNumber++}.img`)
+        const disk = await fileDisk({ path, sizeBytes, create: true })
+        const model = Buffer.alloc(sizeBytes)
+        const possible = program.filter(({ verb }) => verb !== 'discard')
+        t.is(await firstDifference(disk, model, possible), undefined)
+        await disk.close()
+        t.true(readFileSync(path).equals(model))
+      }),
+      { numRuns: 30 },
+    )
+  })
+}
 
 // ---- null -------------------------------------------------------------------------------------------------------
 
@@ -323,6 +333,139 @@ test('fileDisk: close waits for what is in flight and fails what comes after', a
   await Promise.all([...inFlight, closed])
   t.deepEqual(order, ['ok', 'ok', 'ok', 'closed'])
 })
+
+// ---- file: what is answered at once --------------------------------------------------------------------------------
+
+const hasMemoryFolder = FOLDERS.includes('/dev/shm')
+const testInMemory = hasMemoryFolder ? test : test.skip
+
+testInMemory('fileDisk: a file in memory is answered at once, up to 128 KiB', async (t) => {
+  const disk = await openFile(t, { path: temporaryFile(t, MiB, '/dev/shm') })
+  const bytes = pattern(128 * KiB)
+  t.true(isCompletion(disk.handler(blockRequest('write', 4096, bytes))))
+  const target = Buffer.alloc(bytes.length)
+  t.true(isCompletion(disk.handler(blockRequest('read', 4096, target))))
+  t.deepEqual(target, bytes)
+  // The control: more than that is left to other threads.
+  const more = disk.handler(blockRequest('read', 0, Buffer.alloc(128 * KiB + 512)))
+  t.false(isCompletion(more))
+  t.is(describe((await more) as Completion), 'ok')
+})
+
+testInMemory(
+  'fileDisk: a file in memory that was made shorter fails reads with ERR_STORE_SHORT',
+  async (t) => {
+    const path = temporaryFile(t, MiB, '/dev/shm')
+    const disk = await openFile(t, { path })
+    truncateSync(path, 4096 + 512)
+    t.is(describe(await ask(disk, blockRequest('read', 4096, Buffer.alloc(4096)))), 'ERR_STORE_SHORT')
+    t.is(describe(await ask(disk, blockRequest('read', 8192, Buffer.alloc(512)))), 'ERR_STORE_SHORT')
+    t.is(describe(await ask(disk, blockRequest('read', 0, Buffer.alloc(4096)))), 'ok')
+  },
+)
+
+for (const parent of FOLDERS) {
+  test(`fileDisk: places beyond 4 GiB are not mistaken for those below, in ${parent}`, async (t) => {
+    const path = temporaryFile(t, 2 ** 33, parent)
+    const disk = await openFile(t, { path })
+    const places = [0, 2 ** 31, 2 ** 32, 2 ** 32 + 2 ** 31, 2 ** 33 - 4096]
+    for (const [index, place] of places.entries()) {
+      t.is(describe(await ask(disk, blockRequest('write', place, pattern(4096, index)))), 'ok')
+    }
+    for (const [index, place] of places.entries()) {
+      t.deepEqual(await readFrom(disk, place, 4096), pattern(4096, index))
+    }
+    t.is(statSync(path).size, 2 ** 33)
+  })
+
+  test(`fileDisk: what one request wrote the next one reads, whoever does them, in ${parent}`, async (t) => {
+    const disk = await openFile(t, { path: temporaryFile(t, MiB, parent) })
+    const bytes = [pattern(512 * KiB, 1), pattern(512 * KiB, 2)]
+    for (let round = 0; round < 10; round++) {
+      const large = bytes[round % 2]!
+      const small = blockRequest('read', 64 * KiB, Buffer.alloc(4096))
+      // Another thread writes while this one reads: any bytes may come, and the answer.
+      const answers = [ask(disk, blockRequest('write', 0, large)), ask(disk, small)]
+      for (const completion of await Promise.all(answers)) t.is(describe(completion), 'ok')
+      t.deepEqual(await readFrom(disk, 64 * KiB, 4096), large.subarray(64 * KiB, 68 * KiB))
+      await ask(disk, blockRequest('write', 64 * KiB, Buffer.alloc(4096, round)))
+      t.deepEqual(await readFrom(disk, 0, 128 * KiB), withBytes(large, 64 * KiB, Buffer.alloc(4096, round)))
+    }
+  })
+
+  test.serial(
+    `fileDisk: a closed disk leaves alone the file that got its descriptor, in ${parent}`,
+    async (t) => {
+      const path = temporaryFile(t, MiB, parent)
+      const before = new Set(openDescriptors())
+      const disk = await fileDisk({ path })
+      const own = openDescriptors().filter((fd) => !before.has(fd))
+      await disk.close()
+      const other = temporaryFile(t, MiB, parent)
+      const descriptors: number[] = []
+      while (!own.some((fd) => descriptors.includes(fd))) descriptors.push(openSync(other, 'r+'))
+      for (const lengthBytes of [512, 256 * KiB]) {
+        const write = blockRequest('write', 0, Buffer.alloc(lengthBytes, 0xff))
+        t.is(describe(await ask(disk, write)), 'ERR_CLOSED')
+        t.is(describe(await ask(disk, blockRequest('read', 0, Buffer.alloc(lengthBytes)))), 'ERR_CLOSED')
+      }
+      for (const fd of descriptors) closeSync(fd)
+      t.true(readFileSync(other).equals(Buffer.alloc(MiB)))
+    },
+  )
+}
+
+function withBytes(bytes: Buffer, at: number, others: Buffer): Buffer {
+  const changed = Buffer.from(bytes.subarray(0, 128 * KiB))
+  changed.set(others, at)
+  return changed
+}
+
+/** Descriptors of this process that show a disk of this test. */
+function openDescriptors(): number[] {
+  return readdirSync('/proc/self/fd')
+    .filter((fd) => {
+      try {
+        return readlinkSync(`/proc/self/fd/${fd}`).endsWith('/disk.img')
+      } catch {
+        return false
+      }
+    })
+    .map(Number)
+}
+
+/** A block device over a file; undefined where none can be made. */
+function loopDevice(t: ExecutionContext, path: string): string | undefined {
+  try {
+    const device = execFileSync('losetup', ['--find', '--show', path], { stdio: 'pipe' }).toString().trim()
+    t.teardown(() => void execFileSync('losetup', ['--detach', device]))
+    return device
+  } catch {
+    return undefined
+  }
+}
+
+test.serial(
+  'fileDisk: a block device is waited for by other threads, though its node lies in memory',
+  async (t) => {
+    const path = temporaryFile(t, 4 * MiB)
+    writeFileSync(path, pattern(4 * MiB))
+    const device = loopDevice(t, path)
+    if (device === undefined) {
+      t.pass()
+      t.log('not run: this process cannot make a block device')
+      return
+    }
+    const disk = await openFile(t, { path: device })
+    t.is(disk.geometry.capacityBytes, 4 * MiB)
+    const target = Buffer.alloc(4096)
+    const cold = disk.handler(blockRequest('read', 2 * MiB, target))
+    t.false(isCompletion(cold))
+    t.is(describe((await cold) as Completion), 'ok')
+    t.deepEqual(target, pattern(4 * MiB).subarray(2 * MiB, 2 * MiB + 4096))
+    await disk.close()
+  },
+)
 
 test('fileDisk: a read-only file is served read-only and opened only so', async (t) => {
   const path = temporaryFile(t, MiB)

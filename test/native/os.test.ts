@@ -125,6 +125,62 @@ test(refusesFd, (fd) => native.unixAccept(fd), 'fcntl')
 test(refusesFd, (fd) => native.unixReceive(fd, Buffer.alloc(1), 0, 1), 'recvmsg')
 test(refusesFd, (fd) => native.unixSend(fd, Buffer.alloc(1), []), 'sendmsg')
 
+// ---- Files ------------------------------------------------------------------------------------------------------
+
+type TransferArguments = Parameters<typeof native.fileReadAt>
+
+test('a piece of a buffer is written to its place in a file, and read from there', (t) => {
+  const fd = native.memfdCreate('hushring-test', 2 * PAGE_BYTES, false)
+  const bytes = Buffer.from('0123456789')
+  t.is(native.fileWriteAt(fd, bytes, 2, 5, PAGE_BYTES, true), 5)
+  const target = Buffer.alloc(10, 'x')
+  t.is(native.fileReadAt(fd, target, 3, 6, PAGE_BYTES - 1, true), 6)
+  t.is(target.toString('latin1'), 'xxx\x0023456x')
+  t.is(native.fileReadAt(fd, target, 0, 10, 2 * PAGE_BYTES - 4, true), 4)
+  t.is(native.fileReadAt(fd, target, 0, 10, 2 * PAGE_BYTES, true), 0)
+  t.is(native.fileWriteAt(fd, bytes, 0, 10, 2 ** 40, true), 10)
+  t.is(fstatSync(fd).size, 2 ** 40 + 10)
+  native.closeFd(fd)
+  t.is(native.fileReadAt(fd, target, 0, 10, 0, true), -errno.EBADF)
+  t.is(native.fileWriteAt(fd, target, 0, 10, 0, true), -errno.EBADF)
+})
+
+test('a transfer with wrong arguments moves nothing', (t) => {
+  const fd = native.memfdCreate('hushring-test', PAGE_BYTES, false)
+  const bytes = Buffer.alloc(16, 0xaa)
+  const detached = Buffer.from(new ArrayBuffer(16))
+  structuredClone(detached.buffer, { transfer: [detached.buffer] })
+  const right: TransferArguments = [fd, bytes, 4, 8, 0, true]
+  const nonNumbers = [undefined, null, '4', {}, 4n, Symbol('4')]
+  const nonSizes = [-1, 0.5, Number.NaN, Number.POSITIVE_INFINITY, -(2 ** 40), 2 ** 53, 2 ** 64]
+  const wrong: readonly (readonly [index: number, values: readonly unknown[]])[] = [
+    [0, [...nonNumbers, -1, 0.5, Number.NaN, 2 ** 32 + fd, 2 ** 31]],
+    [1, [undefined, null, 'text', 7, {}, [1, 2], new ArrayBuffer(16), new DataView(new ArrayBuffer(16))]],
+    [1, [new Uint16Array(16), detached]],
+    [2, [...nonNumbers, ...nonSizes, 9, 17, 2 ** 32, 2 ** 32 + 4]],
+    [3, [...nonNumbers, ...nonSizes, 13, 2 ** 32, 2 ** 32 + 8]],
+    [4, [...nonNumbers, ...nonSizes]],
+    [5, [undefined, null, 1, 'true']],
+  ]
+  for (const transfer of [native.fileReadAt, native.fileWriteAt]) {
+    for (const [index, values] of wrong) {
+      for (const value of values) {
+        const given = right.with(index, value as never) as TransferArguments
+        t.is(transfer(...given), -errno.EINVAL, `${index}: ${String(value)}`)
+      }
+    }
+    for (let count = 0; count < 6; count++) {
+      t.is((transfer as (...given: unknown[]) => number)(...right.slice(0, count)), -errno.EINVAL)
+    }
+  }
+  t.deepEqual(bytes, Buffer.alloc(16, 0xaa))
+  t.true(readFileSync(`/proc/self/fd/${fd}`).every((byte) => byte === 0))
+  // The control: with the right ones it moves.
+  t.is(native.fileReadAt(...right), 8)
+  t.deepEqual(bytes.subarray(4, 12), Buffer.alloc(8))
+  native.closeFd(fd)
+})
+
 // ---- Memory -----------------------------------------------------------------------------------------------------
 
 test('a memory file holds zeros, and only an unsealed one can be made shorter', (t) => {

@@ -205,6 +205,82 @@ test.serial(
   queue.setRegions([region]); queue.inspect(); queue.stop(); queue.close(); region.close()`,
 )
 
+/** A simulated TCMU device with a command on its ring, and the functions that serve it. */
+const TCMU_IN_WORKER = `
+  const newKernel = () => native.createTcmuKernel({ ringBytes: 4096, dataAreaBytes: 65536, blockBytes: 4096, flags: 15,
+    taskManagement: true, commandTimeoutMs: 0, queueFullTimeoutMs: 0 })
+  const newTcmuQueue = (port) => native.createTcmuQueue({ port, commandCountMax: 8, batchCountMax: 8,
+    inlineCopyBytesMax: 0 })
+  const readCdb = Buffer.from([0x28, 0, 0, 0, 0, 0, 0, 0, 8, 0])
+  const serveSome = (kernel, port, queue, tag) => {
+    kernel.submit(tag, readCdb, Buffer.alloc(0), 4096)
+    port.readEvent()
+    // None while the thread has not rung for those before, and the ring is full.
+    const count = queue.take(8)
+    const piece = port.expose(8192, 4096)
+    Buffer.from(piece).fill(1)
+    port.conceal(piece)
+    for (let row = 0; row < count; row++) queue.completions.set([queue.commands[6 * row], 0, 0, 0, 4096], 5 * row)
+    queue.complete(count)
+    queue.seesEntry(); queue.inspect(); kernel.takeResults()
+  }`
+
+test.serial(
+  'making TCMU devices and their queues',
+  cutOff,
+  `
+  ${TCMU_IN_WORKER}
+  const kernel = newKernel(), port = kernel.openPort(), queue = newTcmuQueue(port)
+  queue.start(); queue.stop(); queue.close(); port.close(); native.closeFd(kernel.initiatorFd); kernel.close()`,
+)
+test.serial(
+  'exposing and concealing data',
+  cutOff,
+  `
+  ${TCMU_IN_WORKER}
+  globalThis.port ??= newKernel().openPort()
+  const pieces = [1, 2, 3].map((count) => globalThis.port.expose(8192, 4096 * count))
+  for (const piece of pieces.slice(1)) globalThis.port.conceal(piece)`,
+)
+test.serial(
+  'serving commands with doorbells from the thread',
+  cutOff,
+  `
+  ${TCMU_IN_WORKER}
+  if (globalThis.kernel === undefined) {
+    globalThis.kernel = newKernel()
+    globalThis.port = kernel.openPort()
+    globalThis.queue = newTcmuQueue(port)
+    queue.start()
+  }
+  globalThis.tag = (globalThis.tag ?? 0) + 1
+  serveSome(kernel, port, queue, globalThis.tag)`,
+)
+
+test.serial(
+  'workers that serve TCMU devices leave no descriptor behind when they are terminated',
+  async (t) => {
+    const program = `${TCMU_IN_WORKER}
+    const kernel = newKernel(), port = kernel.openPort(), queue = newTcmuQueue(port)
+    queue.start()
+    globalThis.kept = port.expose(8192, 4096)
+    native.watchReadable(port.eventFd, false, () => {})
+    let tag = 0
+    const again = () => { serveSome(kernel, port, queue, ++tag); setImmediate(again) }
+    again()
+    parentPort.postMessage('busy')`
+    const round = async (): Promise<void> => {
+      const worker = startWorker(program)
+      await once(worker, 'message')
+      t.is(await worker.terminate(), 1)
+    }
+    await round()
+    const before = openFdCount()
+    for (let count = 0; count < 20; count++) await round()
+    await until(() => openFdCount() <= before)
+  },
+)
+
 test('a value that has no text is refused and does not end the process', (t) => {
   const symbol = Symbol('no text') as never
   t.throws(() => native.createSplitQueue({ sizeMax: symbol } as never), { code: 'ERR_OPTION_TYPE' })

@@ -29,13 +29,21 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   'options.ts': ['errors.ts'],
   'native.ts': ['errors.ts'],
   ring: [...EVERYWHERE, 'native.ts'],
-  handlers: [...EVERYWHERE, 'ring/request.ts', 'ring/scsi-request.ts', 'ring/segments.ts', 'ring/sense.ts'],
+  handlers: [
+    ...EVERYWHERE,
+    'ring/file-transfers.ts',
+    'ring/request.ts',
+    'ring/scsi-request.ts',
+    'ring/segments.ts',
+    'ring/sense.ts',
+  ],
   notify: [...EVERYWHERE, 'native.ts', 'ring', 'handlers/handler.ts'],
   // The loopback has a driver in it, the one of the test kit.
   transport: [...BELOW_TRANSPORT, 'testing/shared-memory.ts', 'testing/split-driver.ts'],
   testing: [...BELOW_TRANSPORT, 'transport'],
   'index.ts': [...BELOW_TRANSPORT, 'transport'],
-  cli: [...BELOW_TRANSPORT, 'transport', 'index.ts'],
+  // The demo drives a simulated kernel.
+  cli: [...BELOW_TRANSPORT, 'transport', 'testing/tcmu-kernel.ts', 'index.ts'],
 }
 
 /** Every way a source file has against the rules, as sentences. @param sources text by path below src */

@@ -6,6 +6,9 @@
 // kernel's cmdr_lock sees to. It holds no file descriptor and no clock: events are counted, time is what advance()
 // says, and results wait until reap() takes them, so that the same calls always bring about the same bytes.
 //
+// What it shares with the real driver is played on both: test/front-ends/tcmu-agreement.test.ts, where Linux 6.1 behaves
+// no differently.
+//
 // The server is not believed. Where the real kernel would loop for ever or read what is no entry, this one stops and
 // says what the server did (ServerFault).
 #pragma once

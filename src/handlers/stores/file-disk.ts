@@ -1,7 +1,8 @@
 import { constants, fdatasync, readv, type Stats, writev } from 'node:fs'
-import { type FileHandle, open, readFile } from 'node:fs/promises'
+import { type FileHandle, open, readFile, statfs } from 'node:fs/promises'
 import { HushringError, optionTypeError } from '../../errors.ts'
 import { booleanOf, refuseUnknownOptions, stringOf } from '../../options.ts'
+import { type FileTransfers, fileTransfers } from '../../ring/file-transfers.ts'
 import type { Completion } from '../../ring/request.ts'
 import { SECTOR_BYTES } from '../../units.ts'
 import {
@@ -33,9 +34,9 @@ export interface FileDiskOptions extends DiskShapeOptions {
 }
 
 /**
- * A disk in a file. Reads and writes go to the file with `preadv` and `pwritev` on the thread pool, straight from and
- * into the driver's memory; a flush is `fdatasync`; zeros are written in pieces of 1 MiB. Discard is not offered,
- * because Node has no way to punch holes.
+ * A disk in a file. Reads and writes go straight from and into the driver's memory. What the page cache can do without
+ * waiting is answered at once; all else goes to the thread pool (`preadv`, `pwritev`). A flush is `fdatasync`; zeros are
+ * written in pieces of 1 MiB. Discard is not offered, because Node has no way to punch holes.
  *
  * The file is not locked: nothing else should write to it meanwhile. `close()` waits for the I/O in flight.
  *
@@ -48,7 +49,7 @@ export async function fileDisk(options: FileDiskOptions): Promise<BlockDevice> {
   const handle = await openFile(wish)
   try {
     const capacityBytes = await capacityOf(handle, wish)
-    const file = new OpenFile(handle)
+    const file = new OpenFile(handle, await quickTransfers(handle))
     return blockDevice({
       ...shape,
       capacityBytes,
@@ -178,21 +179,64 @@ const ZEROS = Buffer.alloc(64 * 1024)
 const ZERO_VIEWS: Views = Array.from({ length: 16 }, () => ZEROS)
 const ZERO_VIEWS_BYTES = ZEROS.length * ZERO_VIEWS.length
 
+/**
+ * Requests up to this size are tried in the thread of the event loop: copying more takes longer than handing it to
+ * another thread, and other requests wait meanwhile.
+ */
+const QUICK_BYTES_MAX = 128 * 1024
+const EOPNOTSUPP = -95
+const TMPFS_MAGIC = 0x01021994
+const RAMFS_MAGIC = 0x858458f6
+
+/** Does a request at once; false when that did not move all of it. */
+type QuickTransfer = (io: BlockRequest) => boolean
+
+/**
+ * A file in memory has nothing to wait for. Elsewhere the kernel is asked not to wait, and is not asked again once it has
+ * said that it cannot tell: Linux 6.1 cannot for most buffered writes.
+ */
+async function quickTransfers(handle: FileHandle): Promise<Record<'read' | 'write', QuickTransfer>> {
+  const transfers = await fileTransfers(handle.fd, await isInMemory(handle))
+  const tried = (transfer: FileTransfers['read']): QuickTransfer => {
+    let possible = true
+    return (io) => {
+      if (!possible || io.lengthBytes > QUICK_BYTES_MAX) return false
+      const countBytes = transfer(io.data, io.offsetBytes)
+      possible = countBytes !== EOPNOTSUPP
+      return countBytes === io.lengthBytes
+    }
+  }
+  return { read: tried(transfers.read), write: tried(transfers.write) }
+}
+
+/** True when the file lies in memory; false when it does not, or when that cannot be told (no /proc). */
+async function isInMemory(handle: FileHandle): Promise<boolean> {
+  // The node of a block device lies in memory, in /dev; what it stands for does not.
+  if (!(await handle.stat()).isFile()) return false
+  const fileSystem = await statfs(`/proc/self/fd/${handle.fd}`).catch(() => undefined)
+  return fileSystem?.type === TMPFS_MAGIC || fileSystem?.type === RAMFS_MAGIC
+}
+
 /** An open file that is closed after its last operation. Callbacks, because promises of fs cost three times as much. */
 class OpenFile {
   readonly #handle: FileHandle
+  readonly #quick: Record<'read' | 'write', QuickTransfer>
   #pendingCount = 0
   #onIdle: (() => void) | undefined
 
-  constructor(handle: FileHandle) {
+  constructor(handle: FileHandle, quick: Record<'read' | 'write', QuickTransfer>) {
     this.#handle = handle
+    this.#quick = quick
   }
 
-  read(io: BlockRequest): Promise<number> {
+  /** Answers at once what is in memory. What moved in part, failed or would wait is done as a whole by the pool. */
+  read(io: BlockRequest): number | Promise<number> {
+    if (this.#quick.read(io)) return io.lengthBytes
     return this.#transfer(readv, io.segments, io.offsetBytes, io.lengthBytes)
   }
 
-  write(io: BlockRequest): Promise<number> {
+  write(io: BlockRequest): number | Promise<number> {
+    if (this.#quick.write(io)) return io.lengthBytes
     return this.#transfer(writev, io.segments, io.offsetBytes, io.lengthBytes)
   }
 
