@@ -1,13 +1,14 @@
 import { readFileSync } from 'node:fs'
 import { Command, InvalidArgumentError, Option, type OutputConfiguration } from 'commander'
 import { LAYERS, type Layer, layerFromText } from '../handlers/index.ts'
+import type { SuppressionPolicy } from '../notify/suppression.ts'
 import type { DemoOptions } from './demo.ts'
 import { parseDevice } from './device-option.ts'
 import { LOG_LEVELS } from './log.ts'
 import type { ServeTcmuOptions } from './serve-tcmu.ts'
 import type { ServeVhostUserOptions } from './serve-vhost-user.ts'
 import { parseSize } from './sizes.ts'
-import { parseSuppression } from './suppression-option.ts'
+import { parseDoorbell, parseSuppression } from './suppression-option.ts'
 
 /** What the commands do; each resolves to the exit status. */
 export interface Actions {
@@ -39,6 +40,7 @@ export function hushringProgram(
     .description(
       'drive a disk in this process in three ways of notification, and compare them; needs no root',
     )
+    .option('--tcmu', 'serve it over TCMU to a simulated kernel, in three ways of ringing the doorbell')
     .addOption(new Option('--seconds <n>', 'time for each way').default(4).argParser(parseCount))
     .option('--json', 'one JSON object instead of a table')
     .addHelpText('after', DEMO_EXAMPLES)
@@ -66,7 +68,7 @@ function addServeVhostUser(parent: Command, action: (options: ServeVhostUserOpti
     .option('--queues <n>', 'most virtqueues', parseCount, 1)
     .option('--queue-size-max <n>', 'largest ring, a power of two', parseCount, 1024)
     .option('--no-event-idx', 'suppress notifications by flags only')
-    .addOption(policyOption('--suppression <policy>'))
+    .addOption(policyOption('--suppression <policy>', parseSuppression))
     .option('--strict', 'a malformed request breaks its queue')
   addTellOptions(command)
   command.addHelpText('after', layerHelp).addHelpText('after', SERVE_VHOST_USER_EXAMPLES).action(action)
@@ -96,7 +98,7 @@ function addServeTcmu(parent: Command, action: (options: ServeTcmuOptions) => Pr
     .option('--max-data-area <size>', 'most memory for data in flight, whole MiB', parseSize)
     .option('--ring-size <size>', 'mailbox and command ring, 1MiB to 8MiB', parseSize)
     .option('--cmd-timeout <s>', 'the kernel fails a command after so long', parseCount)
-    .addOption(policyOption('--doorbell <policy>'))
+    .addOption(policyOption('--doorbell <policy>', parseDoorbell))
     .option('--lock-memory', 'lock programs and libraries in memory, to serve a disk of its own machine')
   addTellOptions(command)
   command.addHelpText('after', layerHelp).addHelpText('after', SERVE_TCMU_EXAMPLES).action(action)
@@ -133,10 +135,10 @@ function addTellOptions(command: Command): void {
     .option('--json', 'log JSON objects, one a line')
 }
 
-function policyOption(flags: string): Option {
+function policyOption(flags: string, parse: (text: string) => SuppressionPolicy): Option {
   return new Option(flags, 'immediate, coalesce:N,MICROS or adaptive')
-    .default(parseSuppression('adaptive'), 'adaptive')
-    .argParser(parseSuppression)
+    .default(parse('adaptive'), 'adaptive')
+    .argParser(parse)
 }
 
 const STORE_NAMES = ['null', 'memory', 'file']
@@ -181,6 +183,7 @@ function layerHelp(): string {
 const DEMO_EXAMPLES = `
 Examples:
   hushring demo
+  hushring demo --tcmu
   hushring demo --seconds 1 --json
 `
 

@@ -1,4 +1,5 @@
 import { stat } from 'node:fs/promises'
+import { concatMap, type Observable, ReplaySubject } from 'rxjs'
 import type { HushringError } from '../errors.ts'
 import type { Device } from '../handlers/device.ts'
 import type { SuppressionPolicy } from '../notify/suppression.ts'
@@ -41,12 +42,20 @@ export function serveTcmu(options: ServeTcmuOptions): Promise<number> {
 async function serve(options: ServeTcmuOptions, log: Logger, interrupt: AbortSignal): Promise<number> {
   checkPlace(options)
   checkServedDevice(options, log)
-  const device = await openServedDevice(options)
+  // From here to the end: without a listener SIGHUP ends the process, and leaves a disk without its server.
+  const hangUps = new ReplaySubject<void>(1)
+  const hangUp = (): void => hangUps.next()
+  process.on('SIGHUP', hangUp)
   try {
-    const backstore = await open(options, device, log)
-    return await whileServing(options, backstore, log, interrupt)
+    const device = await openServedDevice(options)
+    try {
+      const backstore = await open(options, device, log)
+      return await whileServing(options, backstore, hangUps, log, interrupt)
+    } finally {
+      await device.close()
+    }
   } finally {
-    await device.close()
+    process.off('SIGHUP', hangUp)
   }
 }
 
@@ -86,22 +95,25 @@ function open(options: ServeTcmuOptions, device: Device, logger: Logger): Promis
 async function whileServing(
   options: ServeTcmuOptions,
   backstore: TcmuBackstore,
+  hangUps: Observable<void>,
   log: Logger,
   interrupt: AbortSignal,
 ): Promise<number> {
   let endStats = async (): Promise<void> => {}
-  const followFile = (): void => void follow(options, backstore, log)
-  process.on('SIGHUP', followFile)
+  const following = hangUps.pipe(concatMap(() => follow(options, backstore, log))).subscribe()
   try {
     endStats = await startStats(options, backstore, log)
     const { uioPath, blockDevicePath } = backstore
     process.stdout.write(`ready tcmu ${[uioPath, blockDevicePath].filter(Boolean).join(' ')}\n`)
     return await untilEnd(backstore, log, interrupt)
   } finally {
-    process.off('SIGHUP', followFile)
-    await backstore.close()
-    // After the drain, so that the last statistics are the final ones.
-    await endStats()
+    following.unsubscribe()
+    try {
+      await backstore.close()
+    } finally {
+      // After the drain, so that the last statistics are the final ones.
+      await endStats()
+    }
   }
 }
 

@@ -123,7 +123,8 @@ export function answer<Io extends RingRequest>(
       }
 
       const givingUp = giveUp?.subscribe((reason) => {
-        for (const late of inFlight) late.giveUp(reason)
+        // Not those that are taken meanwhile, with the credits of these.
+        for (const late of [...inFlight]) late.giveUp(reason)
       })
       const subscription = batches.subscribe({
         next: answerBatch,

@@ -10,6 +10,13 @@ export interface DrainableQueue<Io extends RingRequest = RingRequest> {
   readonly armed: boolean
   readonly more: boolean
   readonly inFlightCount: number
+  /** Requests that are answered and hold a credit all the same. Left out: none. */
+  readonly keptCount?: number
+  /**
+   * Takes what needs no credit, and may be what frees the requests that hold them all. Returns true when there was
+   * something, so that there may be more. Left out: everything needs a credit.
+   */
+  takeUncredited?(): boolean
 }
 
 /**
@@ -60,19 +67,28 @@ export function drain<Io extends RingRequest>(
         nextTurn = undefined
       }
 
+      const creditCount = (): number => creditCountMax - queue.inFlightCount - (queue.keptCount ?? 0)
+
       const takeUntilIdle = (): void => {
-        while (queue.inFlightCount < creditCountMax) {
+        while (creditCount() > 0 || queue.takeUncredited !== undefined) {
           if (budget <= 0) {
             nextTurn ??= scheduler.schedule(() => onWake(undefined))
             return
           }
-          const batch = queue.take(Math.min(budget, creditCountMax - queue.inFlightCount))
+          if (creditCount() <= 0) {
+            budget--
+            const tookSome = queue.takeUncredited?.()
+            // It may have given credits back.
+            if (tookSome === true || creditCount() > 0) continue
+            return
+          }
+          const batch = queue.take(Math.min(budget, creditCount()))
           // A look that finds only malformed chains costs too, or a driver that offers nothing else holds the loop.
           budget -= Math.max(1, batch.count)
           if (batch.count > 0) subscriber.next(batch)
           if (subscriber.closed || sourceCompleted) return
           // Nobody downstream published, so nobody re-armed. Without credits a kick would be of no use yet.
-          if (!queue.armed && !queue.more && queue.inFlightCount < creditCountMax) queue.rearm()
+          if (!queue.armed && !queue.more && creditCount() > 0) queue.rearm()
           if (queue.armed) return
         }
       }

@@ -52,8 +52,10 @@ export function gather(options: GatherOptions): OperatorFunction<number, number>
       const flushOrHold = (): void => {
         let held = false
         try {
-          const unansweredCount = inFlightCount() - readyCount
-          const delayMs = holdMs(policy({ readyCount, unansweredCount, urgent: isUrgent() }))
+          // Not below 0: a queue may have published some of the ready ones by itself.
+          const unansweredCount = Math.max(0, inFlightCount() - readyCount)
+          const load = { readyCount, unansweredCount, urgent: isUrgent(), held: deadline !== undefined }
+          const delayMs = holdMs(policy(load))
           if (delayMs !== undefined) hold(delayMs)
           held = delayMs !== undefined
         } catch {

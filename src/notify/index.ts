@@ -5,7 +5,9 @@ export { type GatherOptions, gather } from './gather.ts'
 export { type ServableQueue, type ServeOptions, serveQueue } from './pipeline.ts'
 export { microScheduler, turnScheduler } from './schedulers.ts'
 export {
+  type AnticipateOptions,
   adaptive,
+  anticipate,
   type CoalesceOptions,
   coalesce,
   type Hold,

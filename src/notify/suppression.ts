@@ -12,6 +12,8 @@ export interface Load {
    * there it is always false.
    */
   readonly urgent: boolean
+  /** True while a hold runs for answers that were ready before; the policy may end it or let it run on. */
+  readonly held: boolean
 }
 
 /**
@@ -66,6 +68,60 @@ export function coalesce(options: CoalesceOptions): SuppressionPolicy {
  */
 export function adaptive(): SuppressionPolicy {
   return coalesce({ countMax: 64, holdMicrosMax: 0 })
+}
+
+/** Options of {@link anticipate}. */
+export interface AnticipateOptions {
+  /** Publish as soon as so many answers are ready, whatever was learned. 1 to 32768. Default 32. */
+  readonly countMax?: number
+  /** Publish at the latest so many µs after the first of them was ready, 1 to 1,000,000. Default 100. */
+  readonly holdMicrosMax?: number
+}
+
+/** Groups between two tries whether more would come: few enough to learn soon, rare enough for the 99th percentile. */
+const GROUPS_PER_TRY = 128
+
+/**
+ * Waits for company only where company was seen to come, also when nothing is unanswered: a store that answers at once
+ * would otherwise publish each answer alone, because the other side sends the next request only when it got the last
+ * answer or the processor.
+ *
+ * Once in a while it holds a group, for at most `holdMicrosMax`, and learns how many answers come meanwhile. From then
+ * on it publishes when two thirds as many are ready, so that the other side has something to do while the rest is
+ * answered. One request at a time is learned as well, and then nothing is held.
+ *
+ * It has state: make one for each queue or device.
+ */
+export function anticipate(options: AnticipateOptions = {}): SuppressionPolicy {
+  refuseUnknownOptions(options, ['countMax', 'holdMicrosMax'])
+  const countMax = integerIn('countMax', options.countMax ?? 32, 1, 32768)
+  const holdMicrosMax = numberIn('holdMicrosMax', options.holdMicrosMax ?? 100, 1, 1_000_000)
+  let expectedCount = 1
+  let heldCount = 0
+  let groupsUntilTry = GROUPS_PER_TRY
+
+  const learnFromExpiry = (): void => {
+    expectedCount = Math.ceil((heldCount * 2) / 3)
+    heldCount = 0
+    groupsUntilTry = GROUPS_PER_TRY
+  }
+
+  /** A group was as large as expected, so more may come; twice as many are waited for as long as that goes well. */
+  const learnFromSuccess = (readyCount: number): void => {
+    if (groupsUntilTry > 0) groupsUntilTry--
+    else expectedCount = Math.min(countMax, 2 * Math.max(expectedCount, readyCount))
+  }
+
+  return ({ readyCount, urgent, held }) => {
+    if (!held && heldCount > 0) learnFromExpiry()
+    if (!urgent && readyCount < expectedCount) {
+      heldCount = readyCount
+      return holdMicrosMax
+    }
+    heldCount = 0
+    if (readyCount >= expectedCount) learnFromSuccess(readyCount)
+    return 'now'
+  }
 }
 
 /** The most impatient of several policies: answers go out as soon as one of them says so. At least one is needed. */

@@ -81,7 +81,11 @@ export class ScsiRequest extends RingRequest {
     return () => {
       if (!held) return
       held = false
-      if (--this.#holdCount === 0) this.#onLetGo?.()
+      if (--this.#holdCount > 0) return
+      const onLetGo = this.#onLetGo
+      // Once: by the next time the buffer may be another command's.
+      this.#onLetGo = undefined
+      onLetGo?.()
     }
   }
 
@@ -90,7 +94,7 @@ export class ScsiRequest extends RingRequest {
     return this.#holdCount > 0
   }
 
-  /** Calls `onLetGo` when nobody needs the data any more. Called by the ring, while the request is held. */
+  /** Calls `onLetGo` once, when nobody needs the data any more. Called by the ring, while the request is held. */
   whenLetGo(onLetGo: () => void): void {
     this.#onLetGo = onLetGo
   }

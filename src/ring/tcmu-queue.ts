@@ -44,7 +44,7 @@ export interface TaskManagement {
 export interface TcmuQueueOptions {
   /** The device; borrowed, and open for as long as the queue is. */
   readonly port: NativeTcmuPort
-  /** Most commands taken and not yet answered, 1 to 65535. */
+  /** Most commands that are not answered or whose buffer is kept, 1 to 65535. */
   readonly commandCountMax: number
   /** Most commands in one batch. Default 128: the more of them share a doorbell, the better. */
   readonly batchCountMax?: number
@@ -55,8 +55,13 @@ export interface TcmuQueueOptions {
    * answer to a command whose data somebody still needs waits for them.
    */
   readonly freeKeptBuffer?: (commandId: number) => Promise<void>
-  /** Called for each task management entry, after the commands before it were handed out. */
+  /**
+   * Called for each task management entry, after the commands before it were handed out. What it throws is an uncaught
+   * exception; the commands are aborted all the same.
+   */
   readonly onTaskManagement?: (taskManagement: TaskManagement) => void
+  /** Called when commands may be taken again and no {@link TcmuQueue.publish} tells it: somebody has to look. */
+  readonly onCreditsReturned?: () => void
 }
 
 /** Counts of one queue since it was made. */
@@ -90,6 +95,8 @@ export class TcmuQueue {
   more = false
   /** Commands taken and not yet published. */
   inFlightCount = 0
+  /** Commands whose answer is published and whose buffer is kept. */
+  keptCount = 0
 
   readonly #native: NativeTcmuQueue
   readonly #area: DataArea
@@ -100,12 +107,18 @@ export class TcmuQueue {
   readonly #requests: (ScsiRequest | undefined)[] = []
   readonly #published = { count: 0, signalled: false }
   #recordedCount = 0
+  #keptRecordedCount = 0
   #mailboxFlags = 0
   #running = false
+  /** Lives of the ring so far: an answer of an earlier one must not meet a command of this one. */
+  #lifeCount = 0
   #undelivered: TaskManagement | undefined
   /** Given up by an initiator, which waits for them. */
   readonly #awaited = new Set<ScsiRequest>()
   #awaitedRecorded = false
+  /** Answered or given up while somebody uses their data. */
+  readonly #lent = new Set<ScsiRequest>()
+  readonly #onDataFree: (() => void)[] = []
 
   constructor(options: TcmuQueueOptions) {
     const { port, commandCountMax, batchCountMax = 128, inlineCopyBytesMax } = options
@@ -120,32 +133,44 @@ export class TcmuQueue {
   }
 
   /**
-   * Starts on the ring as it is now, or anew after {@link stop}, a fault or a reset. Throws `ERR_TCMU_MAILBOX` or
-   * `ERR_TCMU_HEAD`; then the queue stays stopped.
+   * Starts on the ring as it is now, or anew after {@link stop}, a fault or a reset. Throws `ERR_TCMU_MAILBOX`, or
+   * `ERR_TCMU_REMOVED` or `ERR_TCMU_DATA` when the device or a part of its memory is gone; then the queue stays stopped.
    */
   start(): void {
     this.#throwIfBroken(-this.#native.start())
     this.#mailboxFlags = this.#native.inspect().flags
     this.#running = true
+    this.#lifeCount++
     this.armed = false
     this.more = true
   }
 
-  /** Touches the ring no more and forgets what is in flight. */
+  /**
+   * Touches the ring no more and forgets what is in flight. Handlers may still use the data: wait for
+   * {@link whenDataIsFree} before the kernel may give it to other commands.
+   */
   stop(): void {
     this.#native.stop()
     this.#running = false
     this.armed = false
     this.more = false
     this.inFlightCount = 0
+    this.keptCount = 0
     this.#recordedCount = 0
+    this.#keptRecordedCount = 0
     this.#undelivered = undefined
     this.#awaited.clear()
     this.#awaitedRecorded = false
     for (const request of this.#requests) {
-      if (request !== undefined) this.#letGo(request)
+      if (request?.isHeld === true) this.#lend(request, () => clearData(request))
+      else if (request !== undefined) clearData(request)
     }
     this.#requests.length = 0
+  }
+
+  /** Resolves when nobody uses the data of a command that is answered or given up. */
+  async whenDataIsFree(): Promise<void> {
+    if (this.#lent.size > 0) await new Promise<void>((resolve) => this.#onDataFree.push(resolve))
   }
 
   /** True when the kernel puts task management on the ring if it is asked to. */
@@ -164,7 +189,8 @@ export class TcmuQueue {
   }
 
   /**
-   * Takes up to `countMax` commands off the ring. One native call.
+   * Takes up to `countMax` commands off the ring. One native call, and a second one when answers that are held keep the
+   * kernel from going on.
    *
    * @returns the batch, possibly empty; it and its requests are valid until the next `take`
    */
@@ -178,7 +204,15 @@ export class TcmuQueue {
     for (let row = 0; row < count; row++) batch.requests[row] = this.#requestAt(row)
     this.inFlightCount += count
     if (this.#native.tidings[TcmuTidings.tmrPresent] !== 0) this.#noteTaskManagement()
+    // Whoever holds the answers asked for the room when they were ready, and does not ask again.
+    if (this.#native.tidings[TcmuTidings.nearlyFull] !== 0) this.#publishHeld()
     return batch
+  }
+
+  /** Takes task management when no command may be taken: it may be what ends those that are in flight. */
+  takeUncredited(): boolean {
+    this.take(0)
+    return this.#undelivered !== undefined
   }
 
   #requestAt(row: number): ScsiRequest {
@@ -228,10 +262,18 @@ export class TcmuQueue {
     const taskManagement = this.#undelivered
     if (taskManagement === undefined) return
     this.#undelivered = undefined
+    // One of the answers that are held may be what the initiator waits for.
+    if (this.#publishHeld()) this.#options.onCreditsReturned?.()
     const { type } = taskManagement
     const commands = taskManagement.commands.filter((request) => this.#requests[request.head] === request)
     for (const request of commands) this.#awaited.add(request)
-    this.#options.onTaskManagement?.({ type, commands })
+    try {
+      this.#options.onTaskManagement?.({ type, commands })
+    } catch (error) {
+      queueMicrotask(() => {
+        throw error
+      })
+    }
     const reason = new HushringError('ERR_REQUEST_ABORTED', `the initiator gave the command up: ${type}`, {
       details: { type },
     })
@@ -246,26 +288,49 @@ export class TcmuQueue {
     if (!this.#running || this.#requests[request.head] !== request) return
     if (request.isHeld && !this.#canKeep) {
       // Somebody still reads or writes the data, and the kernel would give it to another command.
-      request.whenLetGo(() => this.#recordLate(request, completion))
+      this.#lend(request, () => this.#recordLate(request, completion))
       return
     }
     this.#requests[request.head] = undefined
-    if (this.#awaited.delete(request)) this.#awaitedRecorded = true
+    if (this.#awaited.size > 0 && this.#awaited.delete(request)) this.#awaitedRecorded = true
     this.#writeRow(request, completion)
     if (request.isHeld) this.#keep(request)
-    else this.#letGo(request)
+    else clearData(request)
   }
 
   #recordLate(request: ScsiRequest, completion: Completion): void {
-    if (!this.#running) {
-      this.#letGo(request)
-      return
-    }
     this.record(request, completion)
+    this.#publishHeld()
+    this.#options.onCreditsReturned?.()
+  }
+
+  /** Calls `onReturn` when nobody uses the data of a request any more. */
+  #lend(request: ScsiRequest, onReturn: () => void | Promise<void>): void {
+    this.#lent.add(request)
+    const end = (): void => {
+      this.#lent.delete(request)
+      if (this.#lent.size > 0) return
+      for (const resolve of this.#onDataFree.splice(0)) resolve()
+    }
+    request.whenLetGo(() => {
+      const returned = onReturn()
+      if (returned === undefined) end()
+      else returned.then(end, end)
+    })
+  }
+
+  /**
+   * Publishes recorded answers without the pipeline, which holds them for company.
+   *
+   * @returns true when there were some. Those of a broken ring stay; the next look at it tells that it is broken
+   */
+  #publishHeld(): boolean {
+    if (this.#recordedCount === 0) return false
     try {
       this.publish()
+      return true
     } catch {
-      // The ring is broken, which the next look at it tells those who can do something about it.
+      return false
     }
   }
 
@@ -274,17 +339,16 @@ export class TcmuQueue {
     const row = this.#recordedCount++
     const base = row * TcmuCompletionRow.words
     const isOk = completion.result === 'ok'
-    const lengthBytes = isOk ? this.#bytesOf(request, completion.bytesWritten) : 0
+    const status = isOk ? ScsiStatus.GOOD : this.#failedStatus(row, completion)
+    // CHECK CONDITION brings no data; with every other status the kernel copies it.
+    const lengthBytes =
+      status === ScsiStatus.CHECK_CONDITION ? 0 : this.#bytesOf(request, isOk ? completion.bytesWritten : 0)
     completions[base + TcmuCompletionRow.command] = request.head
-    completions[base + TcmuCompletionRow.status] = isOk
-      ? ScsiStatus.GOOD
-      : this.#failedStatus(row, completion)
+    completions[base + TcmuCompletionRow.status] = status
     completions[base + TcmuCompletionRow.readLength] =
       lengthBytes === request.writable.byteLength ? 0 : lengthBytes
     completions[base + TcmuCompletionRow.flags] = request.isHeld ? TcmuCompletionFlag.keepBuffer : 0
-    completions[base + TcmuCompletionRow.copyBytes] = READ_OPERATION_CODES.has(request.cdb[0]!)
-      ? lengthBytes
-      : 0
+    completions[base + TcmuCompletionRow.copyBytes] = isRead(request.cdb[0]!) ? lengthBytes : 0
   }
 
   // What the kernel copies to the initiator. It takes no 0 for an answer (READ_LEN 0 means "all"), and an old kernel
@@ -298,36 +362,46 @@ export class TcmuQueue {
     return dataIn.byteLength
   }
 
-  /** The status of an answer that is not "done"; its sense data goes into the row. */
+  /** The status of an answer that is not "done", one byte; its sense data goes into the row. */
   #failedStatus(row: number, completion: Completion): number {
     const details = completion.result === 'failed' ? completion.error.details : {}
-    if (typeof details.status === 'number') return details.status
-    const sense = (details.sense as Sense | undefined) ?? fallbackSense(completion)
-    encodeSense(sense, this.#native.senses.subarray(row * SENSE_BYTES, (row + 1) * SENSE_BYTES))
+    if (typeof details.status === 'number') {
+      const status = details.status & 0xff
+      if (status !== ScsiStatus.CHECK_CONDITION) return status
+    }
+    const target = this.#native.senses.subarray(row * SENSE_BYTES, (row + 1) * SENSE_BYTES)
+    try {
+      encodeSense((details.sense as Sense | undefined) ?? fallbackSense(completion), target)
+    } catch {
+      // A handler in JavaScript may have put anything there.
+      encodeSense(fallbackSense(completion), target)
+    }
     return ScsiStatus.CHECK_CONDITION
   }
 
   get #canKeep(): boolean {
     return (
-      this.#options.freeKeptBuffer !== undefined && (this.#mailboxFlags & TcmuMailboxFlag.keepBuffer) !== 0
+      this.#options.freeKeptBuffer !== undefined && (this.#mailboxFlags & KEEPING_FLAGS) === KEEPING_FLAGS
     )
   }
 
   #keep(request: ScsiRequest): void {
     const { head, commandId } = request
-    request.whenLetGo(() => {
+    const life = this.#lifeCount
+    this.#keptRecordedCount++
+    this.#lend(request, () => {
       clearData(request)
-      if (!this.#running) return
+      // Without this life of the ring its buffers are gone as well.
+      if (!this.#running || life !== this.#lifeCount) return
+      // The kernel keeps nothing, and has nothing to free, before it has the answer.
+      this.#publishHeld()
+      this.keptCount--
       // The id is the kernel's again only after this, so the number is given up first.
       this.#native.freeKept(head)
-      void this.#options.freeKeptBuffer?.(commandId)
+      const freed = this.#options.freeKeptBuffer?.(commandId)
+      this.#options.onCreditsReturned?.()
+      return freed
     })
-  }
-
-  /** Takes the data away from the handler, now or when it lets go. */
-  #letGo(request: ScsiRequest): void {
-    if (request.isHeld) request.whenLetGo(() => clearData(request))
-    else clearData(request)
   }
 
   /** Gives a request object back for reuse, after a synchronous answer only: nobody else may still hold it. */
@@ -347,6 +421,8 @@ export class TcmuQueue {
     this.#recordedCount = 0
     this.#awaitedRecorded = false
     this.inFlightCount -= count
+    this.keptCount += this.#keptRecordedCount
+    this.#keptRecordedCount = 0
     this.#published.count = count
     this.#published.signalled = (bits & CompleteBits.signalled) !== 0
     return this.#published
@@ -394,8 +470,16 @@ export class TcmuQueue {
   }
 }
 
-/** READ (6), (10), (12) and (16): the commands that carry much Data-In. */
-const READ_OPERATION_CODES: ReadonlySet<number> = new Set([0x08, 0x28, 0xa8, 0x88])
+/**
+ * What a kernel can do whose buffers may be kept. One that takes answers in the order of the commands only may not have
+ * the answer yet when the buffer is to be freed.
+ */
+const KEEPING_FLAGS = TcmuMailboxFlag.keepBuffer | TcmuMailboxFlag.outOfOrder
+
+/** True for READ (6), (10), (12) and (16), 08h in each group of codes: the commands that carry much Data-In. */
+function isRead(operationCode: number): boolean {
+  return (operationCode & 0x1f) === 0x08
+}
 
 const TYPE_OF_NUMBER: ReadonlyMap<number, TaskManagement['type']> = new Map(
   Object.entries(TaskManagementType).map(([type, number]) => [number, type as TaskManagement['type']]),

@@ -103,9 +103,20 @@ export function resolveServeOptions(options: ServeOptions): ResolvedServeOptions
   }
 }
 
-/** A logger with all its methods; the silent one when none is given. */
+/**
+ * A logger with all its methods; the silent one when none is given. One that throws costs the line and not the request
+ * or the device that it was about.
+ */
 export function checkedLogger(logger: Logger = silentLogger): Logger {
-  for (const level of ['error', 'warn', 'info', 'debug'] as const)
+  const guarded = (level: keyof Logger): Logger[typeof level] => {
     functionOf(`logger.${level}`, logger[level])
-  return logger
+    return (message) => {
+      try {
+        logger[level](message)
+      } catch {
+        // There is nobody left to tell.
+      }
+    }
+  }
+  return { error: guarded('error'), warn: guarded('warn'), info: guarded('info'), debug: guarded('debug') }
 }

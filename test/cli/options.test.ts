@@ -13,7 +13,7 @@ import { formatSize, parseSize } from '../../src/cli/sizes.ts'
 import { takeActivatedSocket } from '../../src/cli/socket-activation.ts'
 import { keepStatsFile } from '../../src/cli/stats-file.ts'
 import { checkStoreOptions, type StoreOptions } from '../../src/cli/store-options.ts'
-import { parseSuppression } from '../../src/cli/suppression-option.ts'
+import { parseDoorbell, parseSuppression } from '../../src/cli/suppression-option.ts'
 import { formatTable } from '../../src/cli/table.ts'
 import { UsageError } from '../../src/cli/usage-error.ts'
 import { optionRangeError, optionTypeError } from '../../src/errors.ts'
@@ -59,11 +59,23 @@ test('a size that is written is read as the same size', (t) => {
 })
 
 test('a suppression policy is read from its name', (t) => {
-  const load = { readyCount: 2, unansweredCount: 1, urgent: false }
+  const load = { readyCount: 2, unansweredCount: 1, urgent: false, held: false }
   t.is(parseSuppression('immediate')(load), 'now')
   t.is(parseSuppression('adaptive')(load), 'turn')
   t.is(parseSuppression('coalesce:32,50')(load), 50)
   t.is(parseSuppression('coalesce:2,50')(load), 'now')
+})
+
+test('a doorbell policy is read from its name, and adapts by anticipating', (t) => {
+  const alone = { readyCount: 1, unansweredCount: 5, urgent: false, held: false }
+  t.is(parseDoorbell('immediate')(alone), 'now')
+  t.is(parseDoorbell('adaptive')(alone), 'now')
+  t.is(parseDoorbell('coalesce:32,50')(alone), 50)
+  const policy = parseDoorbell('adaptive:8,70')
+  const holds = Array.from({ length: 130 }, () => policy(alone))
+  t.deepEqual([holds[0], holds[129]], ['now', 70])
+  t.throws(() => parseDoorbell('adaptive:8'), { message: /adaptive:N,MICROS/ })
+  t.throws(() => parseSuppression('adaptive:8,70'), { message: /Use immediate, adaptive, or coalesce/ })
 })
 
 const isNoSuppression = test.macro({
@@ -182,9 +194,9 @@ test('every option of serve vhost-user is passed on', async (t) => {
 
 test('the options of demo have their defaults', async (t) => {
   t.deepEqual(await parse('demo'), { name: 'demo', options: { seconds: 4 } })
-  t.deepEqual(await parse('demo', '--seconds', '1', '--json'), {
+  t.deepEqual(await parse('demo', '--tcmu', '--seconds', '1', '--json'), {
     name: 'demo',
-    options: { seconds: 1, json: true },
+    options: { tcmu: true, seconds: 1, json: true },
   })
 })
 

@@ -442,3 +442,68 @@ async function race(store: SlowStore, initiators: readonly Initiator[]): Promise
   await store.finishAll()
   return (await Promise.all(outcomes)).map(({ status }) => status)
 }
+
+// ---- What ends before a command is answered ----------------------------------------------------------------------
+
+const CACHING_PAGE = 0x08
+const WCE = 0x04
+
+/** MODE SELECT (6) of the caching page. */
+function selectCache(enabled: boolean): [Buffer, CommandData] {
+  const list = Buffer.alloc(4 + 20)
+  list.set([CACHING_PAGE, 18, enabled ? WCE : 0], 4)
+  return [Buffer.from([0x15, 0x10, 0, 0, list.length, 0]), { dataOut: list }]
+}
+
+test('scsi: a write cache is off when writes from before are permanent, also those that were in flight', async (t) => {
+  const store = new SlowStore()
+  const initiator = new Initiator(store.disk)
+  // Both were let through to the cache; flushed before they end, they would be answered and lost with the power.
+  const write = initiator.send(cdb10(0x2a, 5, 1), { dataOut: pattern(BLOCK, 8) })
+  const unmapped = initiator.send(unmapCdb(24), { dataOut: unmapList([9, 1]) })
+  await turn()
+  const select = initiator.send(...selectCache(false))
+  const later = initiator.send(cdb10(0x2a, 6, 1), { dataOut: pattern(BLOCK, 9) })
+  const flush = initiator.send(cdb10(0x35, 0, 0))
+  await turn()
+  t.deepEqual(store.waiting, ['write 5', 'writeZeroes 9', 'flush 0'], 'only what was asked for is flushed')
+  await store.finish('flush 0')
+  t.is((await flush).status, 'GOOD')
+  await store.finish('write 5')
+  t.deepEqual(store.waiting, ['writeZeroes 9'])
+  await store.finish('writeZeroes 9')
+  t.deepEqual(store.waiting.slice(0, 1), ['flush 0'])
+  await store.finishAll()
+  for (const { status } of await Promise.all([write, unmapped, select, later])) t.is(status, 'GOOD')
+})
+
+test('scsi: a write cache is switched on at once', async (t) => {
+  const store = new SlowStore()
+  const initiator = new Initiator(store.disk)
+  const off = initiator.send(...selectCache(false))
+  await store.finishAll()
+  t.is((await off).status, 'GOOD')
+  void initiator.send(cdb10(0x28, 5, 1), { dataInBytes: BLOCK })
+  t.is((await initiator.send(...selectCache(true))).status, 'GOOD')
+  await store.finishAll()
+})
+
+test('scsi: a layer sees what the disk read for a VERIFY, whoever else verifies meanwhile', async (t) => {
+  const store = new SlowStore()
+  const mixed: string[] = []
+  const checking = store.disk.wrap((next) => (io) => {
+    const { offsetBytes, lengthBytes, data } = io
+    return Promise.resolve(next(io) as PromiseLike<Completion>).then((completion) => {
+      const expected = store.contents.subarray(offsetBytes, offsetBytes + lengthBytes)
+      if (!data.toBuffer().equals(expected)) mixed.push(`${io.verb} ${offsetBytes / BLOCK}`)
+      return completion
+    })
+  })
+  const initiator = new Initiator(checking)
+  const verified = [0, 1, 2, 3].map((lba) => initiator.send(cdb10(0x2f, lba, 1)))
+  await turn()
+  // All are read before anybody looks.
+  for (const { finish } of [...store.pending]) finish()
+  for (const { status } of await Promise.all(verified)) t.is(status, 'GOOD')
+  t.deepEqual(mixed, [])
+})

@@ -7,7 +7,15 @@ import { answer } from '../../src/notify/answer.ts'
 import { creditsReturned, type DrainableQueue, drain } from '../../src/notify/drain.ts'
 import { gather } from '../../src/notify/gather.ts'
 import { serveQueue } from '../../src/notify/pipeline.ts'
-import { adaptive, coalesce, immediate, soonest } from '../../src/notify/suppression.ts'
+import {
+  adaptive,
+  anticipate,
+  coalesce,
+  type Hold,
+  immediate,
+  type SuppressionPolicy,
+  soonest,
+} from '../../src/notify/suppression.ts'
 import { Batch, type Published } from '../../src/ring/queue.ts'
 import { type Completion, RingRequest } from '../../src/ring/request.ts'
 
@@ -710,10 +718,56 @@ test('gather: a timer that the system refuses costs the hold and not the answers
 
 test('policies: adaptive lets a lone answer go and gathers a crowd until the end of the turn', (t) => {
   const policy = adaptive()
-  t.is(policy({ readyCount: 1, unansweredCount: 0, urgent: false }), 'now')
-  t.is(policy({ readyCount: 1, unansweredCount: 5, urgent: false }), 'turn')
-  t.is(policy({ readyCount: 64, unansweredCount: 5, urgent: false }), 'now')
-  t.is(policy({ readyCount: 1, unansweredCount: 5, urgent: true }), 'now')
+  t.is(policy({ readyCount: 1, unansweredCount: 0, urgent: false, held: false }), 'now')
+  t.is(policy({ readyCount: 1, unansweredCount: 5, urgent: false, held: false }), 'turn')
+  t.is(policy({ readyCount: 64, unansweredCount: 5, urgent: false, held: false }), 'now')
+  t.is(policy({ readyCount: 1, unansweredCount: 5, urgent: true, held: false }), 'now')
+})
+
+/** What a policy decides when answers of so many at a time get ready; a held group ends when the list says `expiry`. */
+function decisions(policy: SuppressionPolicy, steps: readonly (number | 'expiry')[]): Hold[] {
+  let readyCount = 0
+  let held = false
+  return steps.flatMap((step) => {
+    if (step === 'expiry') {
+      readyCount = 0
+      held = false
+      return []
+    }
+    readyCount += step
+    const hold = policy({ readyCount, unansweredCount: 0, urgent: false, held })
+    held = hold !== 'now'
+    if (!held) readyCount = 0
+    return [hold]
+  })
+}
+const ones = (count: number): readonly number[] => Array.from({ length: count }, () => 1)
+
+test('policies: anticipate holds one answer of 130 when no other ever comes, and never two in a row', (t) => {
+  const policy = anticipate({ holdMicrosMax: 50 })
+  const perTry = decisions(policy, [...ones(129), 1, 'expiry', ...ones(128), 1, 1, 'expiry'])
+  t.is(perTry.filter((hold) => hold !== 'now').length, 2)
+  t.deepEqual([perTry[129], perTry[259]], [50, 50])
+})
+
+test('policies: anticipate gathers ever more as long as they come, and two thirds of what came at last', (t) => {
+  const policy = anticipate({ countMax: 64, holdMicrosMax: 50 })
+  decisions(policy, ones(129))
+  // Two come within a hold, then four, then eight; of the next sixteen only ten.
+  t.deepEqual(decisions(policy, ones(2)), [50, 'now'])
+  t.deepEqual(decisions(policy, ones(4)).slice(-2), [50, 'now'])
+  t.deepEqual(decisions(policy, ones(8)).slice(-2), [50, 'now'])
+  t.deepEqual(decisions(policy, [...ones(10), 'expiry']).slice(-1), [50])
+  for (let round = 0; round < 2; round++) {
+    t.deepEqual(decisions(policy, ones(7)), [50, 50, 50, 50, 50, 50, 'now'])
+  }
+})
+
+test('policies: anticipate never waits for more than it may gather, nor with what is urgent', (t) => {
+  const policy = anticipate({ countMax: 4, holdMicrosMax: 50 })
+  decisions(policy, ones(129 + 2 + 4 + 4))
+  t.deepEqual(decisions(policy, ones(8)), [50, 50, 50, 'now', 50, 50, 50, 'now'])
+  t.is(policy({ readyCount: 1, unansweredCount: 0, urgent: true, held: false }), 'now')
 })
 
 const refused = test.macro({

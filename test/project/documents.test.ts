@@ -10,8 +10,8 @@ const LIMIT_SECONDS = 60
 
 // ---- Snippets ----------------------------------------------------------------------------------------------------
 //
-// A `ts` block is a module on its own: it must fit the types. It is also run when it is in the README or when `run`
-// follows the language. Fragments that are no modules have no language.
+// A `ts` block is a module on its own: it must fit the types. It is also run when it is in the README, unless `root`
+// follows the language, or when `run` does. Fragments that are no modules have no language.
 
 interface Snippet {
   /** Such as `README.md:12`. */
@@ -23,13 +23,13 @@ interface Snippet {
 
 function snippetsOf(path: string, markdown: string): Snippet[] {
   const snippets: Snippet[] = []
-  for (const match of markdown.matchAll(/^```(\w+)( run)?\n(.*?)^```$/gms)) {
-    const [, language = '', run, text = ''] = match
+  for (const match of markdown.matchAll(/^```(\w+)(?: (run|root))?\n(.*?)^```$/gms)) {
+    const [, language = '', mark, text = ''] = match
     const line = markdown.slice(0, match.index).split('\n').length
     snippets.push({
       place: `${path}:${line}`,
       language,
-      runs: run !== undefined || path === 'README.md',
+      runs: mark === 'run' || (mark !== 'root' && path === 'README.md'),
       text,
     })
   }
@@ -109,6 +109,8 @@ test('blocks are found with their place, language and whether they run', (t) => 
     { place: 'docs/a.md:7', language: 'sh', runs: true, text: 'b\n' },
   ])
   t.true(snippetsOf('README.md', markdown)[0]!.runs)
+  const [needsRoot] = snippetsOf('README.md', '```ts root\na\n```\n')
+  t.deepEqual(needsRoot, { place: 'README.md:1', language: 'ts', runs: false, text: 'a\n' })
 })
 
 // ---- Examples ----------------------------------------------------------------------------------------------------
@@ -154,6 +156,7 @@ test('every command line of the documents and of the help is right', async (t) =
     ...blocks.map(({ text }) => text),
     await help('demo'),
     await help('serve', 'vhost-user'),
+    await help('serve', 'tcmu'),
   ]
     .flatMap(commandLinesOf)
     .filter((line) => !line.includes('['))

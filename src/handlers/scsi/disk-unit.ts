@@ -21,8 +21,6 @@ export class DiskUnit {
   readonly commands: CommandTable
   readonly modes: ModePages
   readonly provisioning: Provisioning
-  /** Where a verification reads to that compares nothing. All share it, because nobody ever looks. */
-  readonly unseenPiece: Buffer = Buffer.alloc(Limit.pieceBytesMax)
   readonly #ranges: RangeLock
   readonly #idle: BlockRequest[] = []
 

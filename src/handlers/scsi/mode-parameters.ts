@@ -102,8 +102,10 @@ function modeSelect(unit: DiskUnit, request: ScsiRequest, format: ModeFormat): A
       : unit.invalidParameter(request, fault.byte, fault.bit)
   }
   if (!wasCached || unit.modes.hasWriteCache) return unit.good(request)
-  // From now on an initiator takes every write that was answered for permanent, also those from before.
-  return answeredWith(unit.flush(request), () => unit.good(request))
+  // From now on an initiator takes every write that was answered for permanent, also those from before. And those that
+  // are in flight: they were sent on when nobody had to flush behind them, so they have to end before this flush.
+  const answer = unit.exclusive(request, 0, Number.MAX_SAFE_INTEGER, () => unit.flush(request))
+  return answeredWith(answer, () => unit.good(request))
 }
 
 function movedBy(fault: ModeSelectFault | undefined, offsetBytes: number): ModeSelectFault | undefined {

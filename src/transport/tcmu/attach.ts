@@ -28,9 +28,10 @@ export interface AttachOptions extends TcmuServeOptions {
   /** A disk or a SCSI device; borrowed. */
   readonly device: Device
   /**
-   * What to do with commands that an earlier server left on the ring. `reset`: end them with BUSY, so that initiators
-   * try them again; this is right after a server that was killed. `resume`: go on where the tail is, which is right
-   * only if that server answered strictly in order. `refuse`: reject with `ERR_TCMU_RING_DIRTY`. Default `reset`.
+   * What to do with what an earlier server left. `reset`: forget it; commands on the ring end with BUSY, so that
+   * initiators try them again. This is right after a server that was killed, and cures a ring that it broke. `resume`: go
+   * on where the tail is, which is right only if that server answered strictly in order. `refuse`: reject with
+   * `ERR_TCMU_RING_DIRTY` when there are commands on the ring. Default `reset`.
    */
   readonly recover?: 'reset' | 'resume' | 'refuse'
   /** Where the kernel's files are. Default: where they usually are. */
@@ -41,7 +42,9 @@ export interface AttachOptions extends TcmuServeOptions {
  * Serves a TCMU device that exists. Nothing of it is removed when it is closed.
  *
  * Rejects with `ERR_TCMU_IN_USE` when another process serves it, `ERR_TCMU_OPEN` when there is no such TCMU device,
- * `ERR_TCMU_RING_DIRTY` as {@link AttachOptions.recover} says.
+ * `ERR_TCMU_RING_DIRTY` as {@link AttachOptions.recover} says and when the ring has to be reset and cannot,
+ * `ERR_TCMU_UNAVAILABLE` when the process lacks a right, `ERR_TCMU_SYSTEM` when the kernel refuses something else, and
+ * with an error of the peer (`ERR_TCMU_MAILBOX` …) for a ring that cannot be served.
  */
 export async function attach(options: AttachOptions): Promise<TcmuBackstore> {
   refuseUnknownOptions(options, ['uioPath', 'device', 'recover', 'paths', ...TCMU_SERVE_OPTION_NAMES])
@@ -77,11 +80,12 @@ export interface ServedUio {
 /** Opens a UIO device, brings its ring in order and serves it. */
 export async function serveUio(served: ServedUio): Promise<TcmuBackstore> {
   const { device, options, uioPath, coreDevice, remove } = served
-  if (options.lockMemory) native.lockMemory()
+  if (options.lockMemory) lockMemory()
   setIoFlusher(options)
   const port = openPort(served)
   const control = coreDevice === undefined ? undefined : controlOf(coreDevice)
   let wasReset = false
+  let backstore: TcmuBackstore | undefined
   try {
     wasReset = await emptyRing(served, port, control)
     const place: TcmuPlace = {
@@ -91,13 +95,27 @@ export async function serveUio(served: ServedUio): Promise<TcmuBackstore> {
       control,
       ringResets: wasReset ? 1 : 0,
       ...(remove !== undefined && { remove }),
+      ...(coreDevice !== undefined && { release: () => coreDevice.close() }),
     }
-    return TcmuBackstore.serve(device, options, place)
-  } catch (error) {
-    port.close()
-    throw error
-  } finally {
+    backstore = TcmuBackstore.serve(device, options, place)
     if (wasReset) await control?.unblock()
+    return backstore
+  } catch (error) {
+    if (backstore === undefined) port.close()
+    else await backstore.abandon()
+    if (wasReset) await control?.unblock().catch(() => {})
+    throw error
+  }
+}
+
+function lockMemory(): void {
+  try {
+    native.lockMemory()
+  } catch (cause) {
+    const { message } = cause as Error
+    throw new HushringError('ERR_TCMU_UNAVAILABLE', `lockMemory: the memory cannot be locked: ${message}`, {
+      cause,
+    })
   }
 }
 
@@ -124,7 +142,7 @@ function setIoFlusher({ logger }: ResolvedTcmuOptions): void {
 
 function openPort({ uioPath, paths }: ServedUio): NativeTcmuPort {
   try {
-    return native.openUioPort(uioPath, paths.sysfs)
+    return paths.openPort?.(uioPath) ?? native.openUioPort(uioPath, paths.sysfs)
   } catch (error) {
     throw openError(uioPath, error as NodeJS.ErrnoException)
   }
@@ -188,8 +206,9 @@ function controlOf(coreDevice: CoreDevice): TcmuControl {
 }
 
 /**
- * Empties a ring that an earlier server left commands on. What is on it cannot be gone on with: answers out of order
- * have overwritten the entries of commands that have none yet.
+ * Empties a ring that may have had an earlier server. What is on it cannot be gone on with: answers out of order have
+ * overwritten the entries of commands that have none yet. Nor does an empty one tell that all is well: the kernel may
+ * take the ring for broken, be told to block the device, or not have been told of the last answers.
  *
  * @returns true when it was reset; the device then stays blocked until it is served
  */
@@ -198,22 +217,31 @@ async function emptyRing(
   port: NativeTcmuPort,
   control: TcmuControl | undefined,
 ): Promise<boolean> {
-  if (recover === 'resume' || !hasEntries(port)) return false
-  if (recover === 'refuse' || control === undefined) {
-    const reason =
-      control === undefined ? 'it has no directory in configfs to reset it from' : 'recover is refuse'
-    throw new HushringError(
-      'ERR_TCMU_RING_DIRTY',
-      `${uioPath} has commands of an earlier server on its ring: ${reason}`,
-    )
+  if (recover === 'resume') {
+    // A server that was killed may have published answers and not rung.
+    port.ringDoorbell()
+    return false
   }
+  // ENOENT: a kernel from before 2018 has no such action.
+  if (recover === 'reset' && control !== undefined && (await unless(blocked(control), 'ENOENT')) === true) {
+    try {
+      await control.resetRing()
+      return true
+    } catch (error) {
+      await control.unblock().catch(() => {})
+      throw error
+    }
+  }
+  if (!hasEntries(port)) return false
+  const reason = recover === 'refuse' ? 'recover is refuse' : 'nothing in configfs can reset it'
+  throw new HushringError(
+    'ERR_TCMU_RING_DIRTY',
+    `${uioPath} has commands of an earlier server on its ring: ${reason}`,
+  )
+}
+
+async function blocked(control: TcmuControl): Promise<true> {
   await control.block()
-  try {
-    await control.resetRing()
-  } catch (error) {
-    await control.unblock()
-    throw error
-  }
   return true
 }
 
@@ -263,8 +291,9 @@ export function unitOf(
 async function configuredIdentity(coreDevice: CoreDevice | undefined): Promise<ConfiguredIdentity> {
   if (coreDevice === undefined) return {}
   return {
-    vendor: await coreDevice.vendor(),
-    product: await coreDevice.product(),
+    // ENOENT: in older kernels they cannot be set.
+    vendor: await unless(coreDevice.vendor(), 'ENOENT'),
+    product: await unless(coreDevice.product(), 'ENOENT'),
     serial: await coreDevice.serial(),
   }
 }

@@ -2,6 +2,7 @@ import { EventEmitter } from 'eventemitter3'
 import { filter, interval, map, merge, NEVER, type Observable, pairwise, Subject, tap } from 'rxjs'
 import { HushringError } from '../../errors.ts'
 import type { Device, LogicalUnit, ScsiDevice } from '../../handlers/device.ts'
+import type { Handler } from '../../handlers/handler.ts'
 import { scsiBlock } from '../../handlers/scsi/scsi-block.ts'
 import { UnitAttentions } from '../../handlers/scsi/unit-attentions.ts'
 import type { NativeTcmuPort } from '../../native.ts'
@@ -74,6 +75,8 @@ export interface TcmuPlace {
   readonly blockDevicePath?: string | undefined
   /** Takes the device away from its initiators; called by close() while commands are still answered. */
   readonly unexport?: () => Promise<void>
+  /** Lets go of what serving needed, when the device is not served any more. */
+  readonly release?: () => Promise<void>
   /** Removes what was made for the device; called by close() at the end. */
   readonly remove?: () => Promise<void>
 }
@@ -92,9 +95,11 @@ export class TcmuBackstore extends EventEmitter<TcmuEvents> {
   readonly #options: ResolvedTcmuOptions
   readonly #place: TcmuPlace
   readonly #queue: TcmuQueue
+  readonly #handler: Handler<ScsiRequest>
   readonly #attentions = new UnitAttentions()
   readonly #tally = new BlockTally()
   readonly #aborts = new Subject<Abort>()
+  readonly #creditsReturned = new Subject<void>()
   #run: PipelineRun<ScsiRequest> | undefined
   #blockDevicePath: string | undefined
   #unexport: (() => Promise<void>) | undefined
@@ -104,6 +109,7 @@ export class TcmuBackstore extends EventEmitter<TcmuEvents> {
   #lostNotifications = 0
   #brokenQueues = 0
   #errors = 0
+  #recovering: Promise<void> | undefined
   #closing: Promise<void> | undefined
 
   private constructor(device: Device, options: ResolvedTcmuOptions, place: TcmuPlace) {
@@ -116,6 +122,9 @@ export class TcmuBackstore extends EventEmitter<TcmuEvents> {
     this.#unexport = place.unexport
     this.#ringResets = place.ringResets
     this.aborts = this.#aborts.asObservable()
+    // One for the life of the unit: what initiators set with MODE SELECT outlives a reset of the ring.
+    const unit: LogicalUnit = { ...place.unit, attentions: this.#attentions }
+    this.#handler = asScsiDevice(device, this.#tally).connect(unit)
     const { control, port } = place
     this.#queue = new TcmuQueue({
       port,
@@ -123,6 +132,7 @@ export class TcmuBackstore extends EventEmitter<TcmuEvents> {
       inlineCopyBytesMax: options.inlineCopyBytesMax,
       ...(control !== undefined && { freeKeptBuffer: (id) => this.#freeKept(control, id) }),
       onTaskManagement: (taskManagement) => this.#onTaskManagement(taskManagement),
+      onCreditsReturned: () => this.#creditsReturned.next(),
     })
   }
 
@@ -137,8 +147,8 @@ export class TcmuBackstore extends EventEmitter<TcmuEvents> {
   }
 
   /**
-   * Serves a device: starts on the ring as it is, and looks at it once. Throws `ERR_TCMU_MAILBOX` or `ERR_TCMU_HEAD` for
-   * a ring that cannot be served; the port is then left to its owner.
+   * Serves a device: starts on the ring as it is, and looks at it once. Throws `ERR_TCMU_MAILBOX` for a ring that cannot
+   * be served, and what breaks the ring at that first look (`ERR_TCMU_HEAD` …); the port is then left to its owner.
    *
    * @internal Use `tcmu.create`, `tcmu.attach` or `tcmu.serve`.
    */
@@ -154,15 +164,14 @@ export class TcmuBackstore extends EventEmitter<TcmuEvents> {
   }
 
   #start(): void {
-    const unit: LogicalUnit = { ...this.#place.unit, attentions: this.#attentions }
-    const handler = asScsiDevice(this.#device, this.#tally).connect(unit)
     this.#queue.start()
+    this.#broken = undefined
     this.#run = new PipelineRun()
     const { doorbell, commandCountMax, budgetCountMax, requestTimeoutMs } = this.#options
     this.#run.start(
       this.#queue,
       this.#wakes(),
-      handler,
+      this.#handler,
       {
         suppression: doorbell,
         creditCountMax: commandCountMax,
@@ -177,6 +186,7 @@ export class TcmuBackstore extends EventEmitter<TcmuEvents> {
         },
       },
     )
+    this.#throwIfBroken()
   }
 
   /**
@@ -191,7 +201,7 @@ export class TcmuBackstore extends EventEmitter<TcmuEvents> {
 
   #wakes(): Observable<void> {
     const events = tcmuEvents(this.#place.port).pipe(tap(() => this.#uioReads++))
-    return merge(events, this.#overlookedEntries())
+    return merge(events, this.#overlookedEntries(), this.#creditsReturned)
   }
 
   /**
@@ -235,9 +245,7 @@ export class TcmuBackstore extends EventEmitter<TcmuEvents> {
   #onBroken(error: HushringError): void {
     this.#broken = error
     this.#brokenQueues++
-    this.#run?.unsubscribe()
-    this.#run = undefined
-    this.#queue.stop()
+    this.#stop()
     this.#options.logger.error(`${this.uioPath}: ${error.code}: ${error.message}`)
     this.emit('degraded', error)
   }
@@ -255,30 +263,73 @@ export class TcmuBackstore extends EventEmitter<TcmuEvents> {
 
   /**
    * Gives the ring up as it is and starts on an empty one: what is in flight is aborted here and ends with BUSY for its
-   * initiators, who try again. For a ring that broke.
+   * initiators, who try again. For a ring that broke. Called while another recovery is under way it waits for that one.
    *
-   * Rejects with `ERR_TCMU_UNAVAILABLE` when the device was attached without its place in configfs, with
-   * `ERR_TCMU_SYSTEM` when the kernel refuses, and with `ERR_TCMU_REMOVED` when there is no device any more.
+   * The reset gives the memory of commands in flight to others, so handlers have to let go of it before: that is waited
+   * for as long as `stopGraceMs` says. Rejects with `ERR_BUSY` when one has not, with `ERR_TCMU_UNAVAILABLE` when the
+   * device was attached without its place in configfs, with `ERR_TCMU_SYSTEM` when the kernel refuses, and with
+   * `ERR_TCMU_REMOVED` when there is no device any more. The device is not served then; try again later or close it.
    */
   async recover(): Promise<void> {
-    const { control } = this.#place
     this.#throwIfClosed()
+    await this.#recover()
+  }
+
+  #recover(): Promise<void> {
+    this.#recovering ??= this.#resetAndStart().finally(() => {
+      this.#recovering = undefined
+    })
+    return this.#recovering
+  }
+
+  async #resetAndStart(): Promise<void> {
+    const { control } = this.#place
     if (this.#broken?.code === 'ERR_TCMU_REMOVED') throw this.#broken
     if (control === undefined) {
       throw new HushringError('ERR_TCMU_UNAVAILABLE', `${this.uioPath} has no directory in configfs`)
     }
+    this.#stop()
+    try {
+      await control.block()
+      try {
+        if (!(await this.#isDataFreeInTime())) {
+          throw new HushringError('ERR_BUSY', `${this.uioPath}: a handler still uses the data of its command`)
+        }
+        await control.resetRing()
+        this.#ringResets++
+        this.#start()
+      } finally {
+        await control.unblock()
+      }
+    } catch (cause) {
+      this.#stop()
+      this.#broken ??=
+        cause instanceof HushringError
+          ? cause
+          : new HushringError('ERR_TCMU_SYSTEM', cause instanceof Error ? cause.message : String(cause), {
+              cause,
+            })
+      throw cause
+    }
+  }
+
+  /** Takes and answers nothing any more. */
+  #stop(): void {
     this.#run?.unsubscribe()
     this.#run = undefined
     this.#queue.stop()
-    await control.block()
+  }
+
+  /** Whether handlers let go of the data of commands that were given up within `stopGraceMs`. */
+  async #isDataFreeInTime(): Promise<boolean> {
+    let timer: NodeJS.Timeout | undefined
+    const late = new Promise<boolean>((resolve) => {
+      timer = setTimeout(() => resolve(false), this.#options.stopGraceMs)
+    })
     try {
-      await control.resetRing()
-      this.#ringResets++
-      this.#broken = undefined
-      this.#throwIfClosed()
-      this.#start()
+      return await Promise.race([this.#queue.whenDataIsFree().then(() => true), late])
     } finally {
-      await control.unblock()
+      clearTimeout(timer)
     }
   }
 
@@ -296,8 +347,12 @@ export class TcmuBackstore extends EventEmitter<TcmuEvents> {
       throw new HushringError('ERR_DEVICE_KIND', 'this device has the size it was made with')
     }
     await device.resize(capacityBytes)
-    await this.#place.control?.setSize(capacityBytes)
-    this.#attentions.raise({ key: SenseKey.UNIT_ATTENTION, asc: 0x2a, ascq: 0x09 })
+    try {
+      await this.#place.control?.setSize(capacityBytes)
+    } finally {
+      // Whatever configfs shows, this is the capacity that commands meet.
+      this.#attentions.raise({ key: SenseKey.UNIT_ATTENTION, asc: 0x2a, ascq: 0x09 })
+    }
   }
 
   /** Counts since the device was served. */
@@ -337,8 +392,9 @@ export class TcmuBackstore extends EventEmitter<TcmuEvents> {
 
   /**
    * Takes the device away from its initiators (a device that was created), answers what is in flight, lets the UIO
-   * device go, and removes what was made. Calling it again waits for the same end. Rejects with `ERR_TCMU_SYSTEM` when
-   * something of it cannot be removed; everything else is then done all the same.
+   * device go, and removes what was made. Handlers that have not answered after `stopGraceMs` are answered for. Calling
+   * it again waits for the same end. Rejects with `ERR_TCMU_SYSTEM` when something of it cannot be removed; everything
+   * else is then done all the same.
    */
   close(): Promise<void> {
     this.#closing ??= this.#close()
@@ -351,16 +407,35 @@ export class TcmuBackstore extends EventEmitter<TcmuEvents> {
    * @internal
    */
   async abandon(): Promise<void> {
-    this.#closing ??= this.#leave().finally(() => this.emit('closed'))
+    this.#closing ??= this.#withGrace(() => this.#leave()).finally(() => this.emit('closed'))
     await this.#closing
   }
 
   async #leave(): Promise<void> {
-    await this.#drain()
+    await this.#recovering?.catch(() => {})
+    await this.#run?.drain()
+    // A kernel that keeps no buffers gets an answer when its handler lets go of the data, also one that was given up.
+    if (this.#queue.inFlightCount > 0) await this.#isDataFreeInTime()
     this.#queue.stop()
     this.#queue.close()
     this.#place.port.close()
     this.#aborts.complete()
+    await this.#place.release?.()
+  }
+
+  /** From `stopGraceMs` on, aborts what handlers have not answered, and again what they left unanswered since. */
+  async #withGrace(work: () => Promise<void>): Promise<void> {
+    const { stopGraceMs } = this.#options
+    const giveUp = (): void => {
+      this.#run?.giveUp()
+      timer = setTimeout(giveUp, Math.max(stopGraceMs, GIVE_UP_AGAIN_MS))
+    }
+    let timer = setTimeout(giveUp, stopGraceMs)
+    try {
+      await work()
+    } finally {
+      clearTimeout(timer)
+    }
   }
 
   async #close(): Promise<void> {
@@ -372,30 +447,34 @@ export class TcmuBackstore extends EventEmitter<TcmuEvents> {
         failures.push(error)
       }
     }
-    // The kernel asks for a flush and waits for what is in flight, so commands are answered meanwhile.
-    await attempt(this.#unexport)
-    await attempt(() => this.#leave())
+    await this.#withGrace(async () => {
+      await this.#recovering?.catch(() => {})
+      // The kernel asks for a flush and waits for what is in flight, so commands are answered meanwhile: also by a ring
+      // that broke, if it can be started once more.
+      if (this.#unexport !== undefined && this.#run === undefined) await this.#recover().catch(() => {})
+      await attempt(this.#unexport)
+      await attempt(() => this.#leave())
+    })
     await attempt(this.#place.remove)
     this.emit('closed')
     if (failures.length > 0) throw failures[0]
-  }
-
-  async #drain(): Promise<void> {
-    const run = this.#run
-    if (run === undefined) return
-    const grace = setTimeout(() => run.giveUp(), this.#options.stopGraceMs)
-    await run.drain()
-    clearTimeout(grace)
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close()
   }
 
+  #throwIfBroken(): void {
+    if (this.#broken !== undefined) throw this.#broken
+  }
+
   #throwIfClosed(): void {
     if (this.#closing !== undefined) throw new HushringError('ERR_CLOSED', `${this.uioPath} was closed`)
   }
 }
+
+/** While a device is taken away from its initiators its handlers have at least so long for what still comes. */
+const GIVE_UP_AGAIN_MS = 1000
 
 /** Any device as TCMU serves it: a disk becomes a SCSI disk. Throws `ERR_DEVICE_KIND` for a virtio device. */
 function asScsiDevice(device: Device, tally: BlockTally): ScsiDevice {

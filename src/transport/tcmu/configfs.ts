@@ -147,6 +147,11 @@ interface CoreDeviceText {
   readonly taskManagement: boolean
 }
 
+/** Throws a `TypeError` or `RangeError` naming a wrong option, as {@link createCoreDevice} does. */
+export function checkCoreDeviceOptions(options: CoreDeviceOptions): void {
+  coreDeviceText(options)
+}
+
 /** Checks the options: the kernel ignores what it does not know and, in one case, divides by what it is given. */
 function coreDeviceText(options: CoreDeviceOptions): CoreDeviceText {
   refuseUnknownOptions(options, OPTION_NAMES)
@@ -386,7 +391,7 @@ export class CoreDevice {
   readonly #files: KernelFiles
   readonly #facts: CoreDeviceFacts
   #freeKeptBuffer: Promise<KernelFile> | undefined
-  #isRemoved = false
+  #isClosed = false
 
   /** @internal Use {@link createCoreDevice} or {@link findCoreDevice}. */
   constructor(paths: KernelPaths, facts: CoreDeviceFacts) {
@@ -464,15 +469,27 @@ export class CoreDevice {
 
   /**
    * Gives the buffer of a command that was completed with KEEP_BUF back to the kernel. The file stays open: this is
-   * called once for each buffer. Nothing happens when the device is gone, and the buffer with it.
+   * called once for each buffer. Nothing happens after {@link close} or when the device is gone, and the buffer with it.
    *
    * @param id the kernel's number of the command, 1 to 65535; one that is not kept is refused (`EINVAL`)
    */
   async freeKeptBuffer(id: number): Promise<void> {
-    if (this.#isRemoved) return
-    this.#freeKeptBuffer ??= this.#files.open(`${this.path}/action/free_kept_buf`)
+    if (this.#isClosed) return
+    this.#freeKeptBuffer ??= this.#files.open(`${this.path}/action/free_kept_buf`).catch((error) => {
+      // The next buffer tries again.
+      this.#freeKeptBuffer = undefined
+      throw error
+    })
     const file = await this.#freeKeptBuffer
     await unless(file.write(String(id)), 'ENOENT', 'ENODEV')
+  }
+
+  /** Closes what stays open between two calls. The device stays as it is. Calling it again does nothing. */
+  async close(): Promise<void> {
+    this.#isClosed = true
+    const kept = this.#freeKeptBuffer
+    this.#freeKeptBuffer = undefined
+    await (await kept?.catch(() => undefined))?.close()
   }
 
   /**
@@ -518,10 +535,7 @@ export class CoreDevice {
    * nothing more.
    */
   async remove(): Promise<void> {
-    this.#isRemoved = true
-    const kept = this.#freeKeptBuffer
-    this.#freeKeptBuffer = undefined
-    await (await kept?.catch(() => undefined))?.close()
+    await this.close()
     await removeDeviceDirectory(this.#files, this.path)
   }
 }

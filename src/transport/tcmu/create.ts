@@ -8,12 +8,13 @@ import type { TcmuBackstore } from './backstore.ts'
 import {
   type CoreDevice,
   type CoreDeviceOptions,
+  checkCoreDeviceOptions,
   createCoreDevice,
   exportOverLoopback,
   findCoreDevice,
   findLoopbackExport,
 } from './configfs.ts'
-import { KERNEL_PATHS, type KernelPaths } from './kernel-files.ts'
+import { eventually, KERNEL_PATHS, type KernelPaths } from './kernel-files.ts'
 import { resolveTcmuOptions, TCMU_SERVE_OPTION_NAMES, type TcmuServeOptions } from './options.ts'
 
 /** Options of the core device that `tcmu.create` passes on. */
@@ -64,10 +65,12 @@ const CORE_OPTION_NAMES: readonly (keyof CoreOptions)[] = [
  * module target_core_user.
  *
  * A device of that name which hushring made, and which nobody serves, is taken over: after a crash the same call goes
- * on. What an initiator had in flight then ends with BUSY and is tried again; a file system on it goes on.
+ * on. What an initiator had in flight then ends with BUSY and is tried again; a file system on it goes on. It keeps the
+ * shape it was made with (sizes, timeouts, serial), but for the capacity.
  *
- * Rejects with `ERR_TCMU_UNAVAILABLE` when the machine lacks something, with `ERR_TCMU_IN_USE` when the name belongs to somebody else or the device is served, and as
- * `tcmu.attach` does.
+ * Throws a `TypeError` or `RangeError` naming a wrong option before anything is done. Rejects with
+ * `ERR_TCMU_UNAVAILABLE` when the machine lacks something, with `ERR_TCMU_IN_USE` when the name belongs to somebody
+ * else, or the device is served or has blocks of another size, and as `tcmu.attach` does. What was made is removed then.
  */
 export async function create(options: CreateOptions): Promise<TcmuBackstore> {
   const { fabric = 'loopback', paths = KERNEL_PATHS } = options
@@ -86,11 +89,13 @@ export async function create(options: CreateOptions): Promise<TcmuBackstore> {
     throw optionTypeError('fabric', "'loopback' or 'none'", fabric)
   const device = servableDevice(options.device)
   const resolved = resolveTcmuOptions(options)
+  const core = coreDeviceOptions(options, device)
+  checkCoreDeviceOptions(core)
   await checkAvailability(paths, {
     loopback: fabric === 'loopback',
     loadModules: options.loadModules ?? false,
   })
-  const { coreDevice, isNew } = await findOrMake(paths, options, device)
+  const { coreDevice, isNew } = await findOrMake(paths, core)
   let backstore: TcmuBackstore | undefined
   try {
     backstore = await serveUio({
@@ -98,7 +103,8 @@ export async function create(options: CreateOptions): Promise<TcmuBackstore> {
       options: resolved,
       paths,
       uioPath: coreDevice.uioPath,
-      recover: 'reset',
+      // Nobody can have used one that was just made.
+      recover: isNew ? 'refuse' : 'reset',
       coreDevice,
       remove: () => coreDevice.remove(),
     })
@@ -111,43 +117,69 @@ export async function create(options: CreateOptions): Promise<TcmuBackstore> {
     }
     return backstore
   } catch (error) {
-    // What was there before stays, for a second try.
-    if (isNew) await (backstore === undefined ? coreDevice.remove() : backstore.close()).catch(() => {})
-    else await backstore?.abandon()
+    // What was there before stays, for a second try; and so does what another process opened as soon as it was there.
+    const isTaken = error instanceof HushringError && error.code === 'ERR_TCMU_IN_USE'
+    if (backstore === undefined)
+      await (isNew && !isTaken ? coreDevice.remove() : coreDevice.close()).catch(() => {})
+    else await (isNew ? backstore.close() : backstore.abandon()).catch(() => {})
     throw error
   }
 }
 
+/** A device that is not enabled so many ms after it was found is one whose making was interrupted. */
+const MAKING_MS_MAX = 1000
+
 async function findOrMake(
   paths: KernelPaths,
-  options: CreateOptions,
-  device: Device,
+  core: CoreDeviceOptions,
 ): Promise<{ readonly coreDevice: CoreDevice; readonly isNew: boolean }> {
-  const { name, hba = 0 } = options
-  const found = await findCoreDevice(paths, { name: stringOf('name', name), hba })
-  if (found === undefined) return { coreDevice: await make(paths, options, device), isNew: true }
+  const found = await findMade(paths, core)
+  if (found === undefined) return { coreDevice: await createCoreDevice(paths, core), isNew: true }
   if (!found.isOurs) {
     throw new HushringError(
       'ERR_TCMU_IN_USE',
       `${found.path} belongs to another program (${found.subtype || 'no dev_config'}); choose another name`,
     )
   }
-  if (found.isEnabled) return { coreDevice: found, isNew: false }
-  // Its making was interrupted.
+  if (found.isEnabled) {
+    await expectBlockSize(found, core.blockBytes)
+    return { coreDevice: found, isNew: false }
+  }
   await found.remove()
-  return { coreDevice: await make(paths, options, device), isNew: true }
+  return { coreDevice: await createCoreDevice(paths, core), isNew: true }
 }
 
-async function make(paths: KernelPaths, options: CreateOptions, device: Device): Promise<CoreDevice> {
+/** Finds a device. Another process may be making it at this moment, which must not be taken for an interrupted making. */
+async function findMade(paths: KernelPaths, core: CoreDeviceOptions): Promise<CoreDevice | undefined> {
+  const found = await findCoreDevice(paths, core)
+  if (found === undefined || !found.isOurs || found.isEnabled) return found
+  const waitMsMax = Math.min(paths.waitMsMax ?? MAKING_MS_MAX, MAKING_MS_MAX)
+  return await eventually({ ...paths, waitMsMax }, async () => {
+    const again = await findCoreDevice(paths, core)
+    return again?.isEnabled === false ? undefined : { again }
+  }).then((seen) => (seen === undefined ? found : seen.again))
+}
+
+/** Initiators have seen the old size, and a file system on the disk lies in such blocks. */
+async function expectBlockSize(coreDevice: CoreDevice, blockBytes: number): Promise<void> {
+  const had = Number(await coreDevice.attribute('hw_block_size'))
+  if (had === blockBytes) return
+  throw new HushringError(
+    'ERR_TCMU_IN_USE',
+    `${coreDevice.path} was made with blocks of ${had} bytes, this device has ${blockBytes}; choose another name`,
+  )
+}
+
+function coreDeviceOptions(options: CreateOptions, device: Device): CoreDeviceOptions {
   const core = Object.fromEntries(
     CORE_OPTION_NAMES.filter((name) => options[name] !== undefined).map((name) => [name, options[name]]),
   ) as CoreOptions
   const isDisk = device.kind === 'block'
-  return await createCoreDevice(paths, {
+  return {
     // The kernel's own default of 64 KiB a transfer costs more commands than needed.
     maxSectors: 1024,
     ...core,
-    name: options.name,
+    name: stringOf('name', options.name),
     sizeBytes: isDisk
       ? device.geometry.capacityBytes
       : integerIn('sizeBytes', options.sizeBytes ?? 512, 512, 2 ** 53 - 1),
@@ -156,5 +188,5 @@ async function make(paths: KernelPaths, options: CreateOptions, device: Device):
       options.serial ?? (isDisk && device.serial !== '' ? device.serial : randomBytes(8).toString('hex')),
     config: options.name,
     ...(isDisk && { writeCache: device.abilities.flush }),
-  })
+  }
 }

@@ -1,6 +1,7 @@
 import * as fs from 'node:fs/promises'
 import { setTimeout as delay } from 'node:timers/promises'
 import { HushringError } from '../../errors.ts'
+import type { NativeTcmuPort } from '../../native.ts'
 
 /** Where the kernel's files lie. Tests give their own places, or a model of the kernel. */
 export interface KernelPaths {
@@ -12,6 +13,8 @@ export interface KernelPaths {
   readonly dev: string
   /** How these files are reached. Default: `node:fs/promises`. */
   readonly files?: KernelFiles
+  /** Opens a UIO device; fails with the error of the operating system. Default: the real one. */
+  readonly openPort?: (uioPath: string) => NativeTcmuPort
   /** Longest wait in ms for a device that the kernel or udev makes a little later. Default 10000. */
   readonly waitMsMax?: number
 }

@@ -1,5 +1,5 @@
 import { optionRangeError } from '../../errors.ts'
-import { adaptive, type SuppressionPolicy } from '../../notify/suppression.ts'
+import { anticipate, type SuppressionPolicy } from '../../notify/suppression.ts'
 import { booleanOf, functionOf, integerIn, refuseUnknownOptions, stringOf } from '../../options.ts'
 import { KiB } from '../../units.ts'
 import type { Logger } from '../logger.ts'
@@ -8,7 +8,7 @@ import { checkedLogger, DAY_MS } from '../options.ts'
 /** Options about how a TCMU device is served, the same for a device that is attached and one that is created. */
 export interface TcmuServeOptions {
   /**
-   * How long answers wait for company before the doorbell is rung for all of them. Default {@link adaptive}. The bound
+   * How long answers wait for company before the doorbell is rung for all of them. Default {@link anticipate}. The bound
    * is that of the policy, and an answer that the kernel or an initiator waits for does not wait at all: ring or data
    * area nearly full, a task management function pending, nothing else in flight.
    */
@@ -74,7 +74,7 @@ export type ResolvedTcmuOptions = Required<TcmuServeOptions>
 /** Checks the options and fills in the defaults. Throws `TypeError` or `RangeError` naming the option. */
 export function resolveTcmuOptions(options: TcmuServeOptions): ResolvedTcmuOptions {
   return {
-    doorbell: functionOf('doorbell', options.doorbell ?? adaptive()),
+    doorbell: functionOf('doorbell', options.doorbell ?? anticipate()),
     commandCountMax: integerIn('commandCountMax', options.commandCountMax ?? 4096, 1, 65535),
     budgetCountMax: integerIn('budgetCountMax', options.budgetCountMax ?? 512, 1, 65536),
     requestTimeoutMs: integerIn('requestTimeoutMs', options.requestTimeoutMs ?? 0, 0, DAY_MS),
