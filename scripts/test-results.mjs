@@ -79,17 +79,20 @@ export function readCtest(output, results, show) {
   }
 }
 
-/**
- * What doctest says in the lines of a program: how many cases passed and failed, and the names of those that printed
- * something, which those that failed do.
- */
+/** What doctest says in the lines of a program: how many cases passed and failed, and the names of those that failed. */
 function doctestCases(lines) {
   const counts = lines.map((line) =>
     /^\[doctest\] test cases: .*\| +(\d+) passed \| +(\d+) failed/.exec(line),
   )
   const [, passed = '0', failedCount = '0'] = counts.find((found) => found !== null) ?? []
-  const failed = lines.flatMap((line) => /^TEST CASE: +(.*)$/.exec(line)?.[1] ?? [])
-  return { passed: Number(passed), failedCount: Number(failedCount), failed: [...new Set(failed)] }
+  const failed = new Set()
+  let name = ''
+  for (const line of lines) {
+    // Cases that only tell something, such as a seed, are named as well.
+    name = /^TEST CASE: +(.*)$/.exec(line)?.[1] ?? name
+    if (name !== '' && /: (?:FATAL )?ERROR: /.test(line)) failed.add(name)
+  }
+  return { passed: Number(passed), failedCount: Number(failedCount), failed: [...failed] }
 }
 
 /**

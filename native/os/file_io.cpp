@@ -10,6 +10,8 @@ namespace {
 // `call` is preadv2 or pwritev2.
 template <class Call>
 std::int64_t moved(Call call, int fd, const iovec& piece, std::int64_t file_offset_bytes, Wait wait) noexcept {
+  // For the kernel -1 is the place where the last read of somebody ended, not a wrong one.
+  if (file_offset_bytes < 0) return -EINVAL;
   const int flags = wait == Wait::kNever ? RWF_NOWAIT : 0;
   for (;;) {
     const ssize_t length = call(fd, &piece, 1, file_offset_bytes, flags);

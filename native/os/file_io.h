@@ -13,7 +13,8 @@ enum class Wait : bool {
 };
 
 // preadv2 and pwritev2 of one piece at `file_offset_bytes`. The bytes that were moved, fewer than asked for at the end
-// of the file or where the rest would have to wait; or minus an errno. A signal does not interrupt it.
+// of the file or where the rest would have to wait; or minus an errno, EINVAL for an offset below 0. A signal does not
+// interrupt it.
 [[nodiscard]] std::int64_t read_at(int fd, std::span<std::byte> target, std::int64_t file_offset_bytes,
                                    Wait wait) noexcept;
 [[nodiscard]] std::int64_t write_at(int fd, std::span<const std::byte> source, std::int64_t file_offset_bytes,

@@ -1,3 +1,5 @@
+import { integerIn } from '../options.ts'
+
 /** SCSI status codes (SAM-5, 5.3.1). */
 export const ScsiStatus = {
   GOOD: 0x00,
@@ -36,7 +38,9 @@ export interface Sense {
    * does not fit 32 bits is told in descriptor format only.
    */
   readonly information?: number
-  /** Where the field in error begins: in the CDB or, if `inData`, in the parameter list. `bit`: 0 to 7. */
+  /**
+   * Where the field in error begins: in the CDB or, if `inData`, in the parameter list. `byte`: 0 to 65535; `bit`: 0 to 7.
+   */
   readonly field?: { readonly byte: number; readonly bit?: number; readonly inData?: boolean }
   /** True: descriptor format, as the mode page 0Ah (D_SENSE) may ask. Default false: fixed format. */
   readonly descriptor?: boolean
@@ -51,14 +55,25 @@ const FIXED_BYTES = 18
 const VALID = 0x80
 
 /**
- * Writes sense data into `target`, the rest of it zeros.
+ * Writes sense data into `target`, the rest of it zeros. Throws a `TypeError` or `RangeError` when a number is none or
+ * out of its range: cut off, it would tell of another condition.
  *
  * @param target {@link SENSE_BYTES} bytes
  */
 export function encodeSense(sense: Sense, target: Uint8Array): void {
+  checkSense(sense)
   target.fill(0)
   if (sense.descriptor === true) encodeDescriptorFormat(sense, target)
   else encodeFixedFormat(sense, target)
+}
+
+function checkSense({ key, asc, ascq, information = 0, field = { byte: 0 } }: Sense): void {
+  integerIn('key', key, 0, 0xf)
+  integerIn('asc', asc, 0, 0xff)
+  integerIn('ascq', ascq, 0, 0xff)
+  integerIn('information', information, 0, Number.MAX_SAFE_INTEGER)
+  integerIn('field.byte', field.byte, 0, 0xffff)
+  integerIn('field.bit', field.bit ?? 0, 0, 7)
 }
 
 /** Fixed format (SPC-4, 4.5.3). */

@@ -77,7 +77,10 @@ const CTEST = `test 1
 1/5 Test #1: core .............................   Passed    0.01 sec
 2: no doctest here
 2/5 Test #2: model ............................   Passed    2.50 sec
+3: TEST CASE:  another case that tells its seed
+3: test.cpp:1: MESSAGE: seed 7
 3: TEST CASE:  the ring wraps
+3: test.cpp:5: ERROR: CHECK( wraps ) is NOT correct!
 3: [doctest] test cases: 2 | 1 passed | 1 failed | 0 skipped
 3/5 Test #3: split ............................***Failed    0.02 sec
 4/5 Test #4: threads ..........................***Timeout  60.01 sec
@@ -94,7 +97,10 @@ test("ctest's programs count with their doctest cases, and a failed one shows it
   readCtest(CTEST, results, (line) => shown.push(line))
   t.deepEqual(results, { passed: 15, failed: ['the ring wraps', 'threads: ***Timeout'], skipped: [] })
   t.deepEqual(shown, [
+    'TEST CASE:  another case that tells its seed',
+    'test.cpp:1: MESSAGE: seed 7',
     'TEST CASE:  the ring wraps',
+    'test.cpp:5: ERROR: CHECK( wraps ) is NOT correct!',
     '[doctest] test cases: 2 | 1 passed | 1 failed | 0 skipped',
   ])
 })

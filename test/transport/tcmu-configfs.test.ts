@@ -300,6 +300,20 @@ test('a device that was not enabled is found, has no UIO device and can be remov
   t.deepEqual(kernel.leftovers(), [])
 })
 
+test('a device is found whatever its maker called it', async (t) => {
+  const kernel = new FakeKernel()
+  for (const name of ['my disk', 'é', 'a,b', '...', 'a\nb']) {
+    await kernel.mkdir('/config/target/core/user_0').catch(() => {})
+    await kernel.mkdir(`/config/target/core/user_0/${name}`)
+    const found = await findCoreDevice(kernel.paths, { name })
+    t.like(found, { name, isOurs: false, isEnabled: false, hasNode: false })
+    await found!.remove()
+  }
+  for (const name of ['', '.', '..', '../other', 'a\0']) {
+    await t.throwsAsync(findCoreDevice(kernel.paths, { name }), { code: 'ERR_OPTION_RANGE' })
+  }
+})
+
 test('what does not exist is not found', async (t) => {
   const { paths } = new FakeKernel()
   t.is(await findCoreDevice(paths, { hba: 3, name: 'd0' }), undefined)
@@ -362,6 +376,19 @@ test('a buffer of a device that somebody else removed is free', async (t) => {
   await kernel.rmdir(CORE_PATH)
   await t.notThrowsAsync(device.freeKeptBuffer(2))
   await t.notThrowsAsync(device.remove())
+})
+
+test('a device that is closed while the file for kept buffers is being opened writes nothing to it', async (t) => {
+  const kernel = new FakeKernel()
+  const device = await coreDevice(kernel)
+  kernel.kept.add('7')
+  const freeing = device.freeKeptBuffer(7)
+  await device.close()
+  await freeing
+  t.deepEqual(
+    kernel.changes.filter((change) => change.includes('free_kept_buf')),
+    [`open ${CORE}/action/free_kept_buf`, `close ${CORE}/action/free_kept_buf`],
+  )
 })
 
 test('the capacity is changed without a netlink listener', async (t) => {
@@ -560,7 +587,21 @@ const isRefused = test.macro({
 })
 const RANGE = 'ERR_OPTION_RANGE'
 const TYPE = 'ERR_OPTION_TYPE'
-for (const name of ['', '.', '..', 'a/b', 'a:b', 'a b', 'a,b', 'a\n', 'a'.repeat(129)]) {
+for (const name of [
+  '',
+  '.',
+  '..',
+  'a/b',
+  'a:b',
+  'a b',
+  'a,b',
+  'a\n',
+  'a'.repeat(129),
+  'é',
+  '\ud800',
+  '\x7f',
+  '\x01',
+]) {
   test(isRefused, { name }, RANGE, /`name`/)
 }
 test(isRefused, { name: 3 }, TYPE, /`name` to be a string/)
@@ -642,6 +683,26 @@ test('each missing part is named with what helps', async (t) => {
   foreign.isRoot = false
   await t.throwsAsync(checkAvailability(foreign.paths), {
     message: 'no TCMU: /config/target/core cannot be written (EACCES): run this as root',
+  })
+})
+
+test('what this process may not even look at needs another user', async (t) => {
+  const kernel = new FakeKernel()
+  const hidden = {
+    ...kernel.paths,
+    files: Object.assign(Object.create(kernel) as FakeKernel, {
+      inode: async (path: string) => {
+        if (path.startsWith('/config/target')) throw systemError('EACCES')
+        return 1n
+      },
+      expectWritable: async () => {
+        throw systemError('EACCES')
+      },
+    }),
+  }
+  await t.throwsAsync(checkAvailability(hidden), {
+    code: 'ERR_TCMU_UNAVAILABLE',
+    message: /cannot be written \(EACCES\): run this as root/,
   })
 })
 

@@ -154,6 +154,7 @@ test('create goes on with the device that a killed server left', async (t) => {
   t.is(backstore.blockDevicePath, '/dev/sdz')
   t.is(backstore.statsSnapshot().ringResets, 1)
   t.is(statusOf(await interrupted), '08')
+  t.is(statusOf(await machine.ring.submit({ cdb: TEST_UNIT_READY })), '6/29/00')
   t.is(statusOf(await read(machine.ring, 0, 8)), 'GOOD')
   await backstore.close()
   t.deepEqual(machine.fake.leftovers(), [])
@@ -226,6 +227,7 @@ test('attach ends what an earlier server left: a device that is blocked and a ri
   t.is(statusOf(await ring.submit({ cdb: TEST_UNIT_READY })), '08')
   const backstore = await machine.attach()
   t.false(ring.isBroken)
+  t.is(statusOf(await ring.submit({ cdb: TEST_UNIT_READY })), '6/29/00')
   t.is(statusOf(await read(machine.ring, 0, 8)), 'GOOD')
   t.is(backstore.statsSnapshot().ringResets, 1)
   await backstore.close()
@@ -287,6 +289,7 @@ test('the file that kept buffers are freed through is closed with the device', a
   const machine = await machineWithDevice(t)
   const disk = blockDevice({ capacityBytes: CAPACITY_BYTES, read: () => sleep(60) })
   const backstore = await machine.attach({ device: disk, requestTimeoutMs: 20 })
+  t.is(statusOf(await machine.ring.submit({ cdb: TEST_UNIT_READY })), '6/29/00')
   t.is(statusOf(await read(machine.ring, 0, 8)), 'B/00/00')
   await until(() => machine.ring.commandIdCount === 0)
   const file = 'core/user_0/disk0/action/free_kept_buf'
@@ -335,4 +338,170 @@ test('a resize that configfs refuses is told to initiators all the same, because
   t.is(statusOf(await machine.ring.submit({ cdb: TEST_UNIT_READY })), '6/2A/09')
   t.is(statusOf(await read(machine.ring, CAPACITY_BYTES / 512, 1)), 'GOOD')
   await backstore.close()
+})
+
+// ---- Whose device it is ------------------------------------------------------------------------------------------
+
+/** The files of a machine for a process that is killed after so many changes: all that it does later is not done. */
+function killedAfter(machine: Machine, changeCount: number): KernelPaths {
+  const { fake } = machine
+  const files = machine.paths.files!
+  const alive = <Arguments extends unknown[], T>(call: (...given: Arguments) => Promise<T>) => {
+    return async (...given: Arguments): Promise<T> => {
+      if (fake.changes.length >= changeCount) throw systemError('EIO')
+      return await call(...given)
+    }
+  }
+  return {
+    ...machine.paths,
+    files: {
+      mkdir: alive(files.mkdir),
+      rmdir: alive(files.rmdir),
+      readdir: alive(files.readdir),
+      readFile: alive(files.readFile),
+      writeFile: alive(files.writeFile),
+      symlink: alive(files.symlink),
+      readlink: alive(files.readlink),
+      unlink: alive(files.unlink),
+      inode: alive(files.inode),
+      expectWritable: alive(files.expectWritable),
+      open: alive(files.open),
+    },
+  }
+}
+
+test('wherever create was killed, the same call goes on, and its close leaves nothing', async (t) => {
+  const model = new Machine(t)
+  const backstore = await model.create()
+  const made = model.fake.changes.slice()
+  await backstore.close()
+  const all = model.fake.changes.slice()
+  t.true(made.length > 10)
+  for (let changeCount = 1; changeCount < all.length; changeCount++) {
+    const last = `after ${all[changeCount - 1]}`
+    const machine = new Machine(t)
+    const paths = killedAfter(machine, changeCount)
+    // Killed while it makes the disk, or while it takes it away.
+    const killed = machine.create({ paths }).then((made) => made.close())
+    await t.throwsAsync(killed, { code: 'ERR_TCMU_SYSTEM' }, last)
+    t.is(machine.fake.changes.length, changeCount, last)
+    const again = await machine.create({ paths: { ...machine.paths, waitMsMax: 30 } })
+    t.is(again.blockDevicePath, '/dev/sdz', last)
+    if (again.statsSnapshot().ringResets > 0) await machine.ring.submit({ cdb: TEST_UNIT_READY })
+    t.is(statusOf(await read(machine.ring, 0, 8)), 'GOOD', last)
+    await again.close()
+    t.deepEqual(machine.fake.leftovers(), [], last)
+    machine.ring.close()
+  }
+})
+
+test('create waits for somebody who has made a directory and not said what for', async (t) => {
+  const machine = new Machine(t)
+  const { fake } = machine
+  await fake.mkdir(CORE)
+  await fake.mkdir(`${CORE}/disk0`)
+  const creating = machine.create()
+  await sleep(50)
+  await fake.writeFile(`${CORE}/disk0/control`, 'dev_config=qcow/theirs,dev_size=4096')
+  await t.throwsAsync(creating, { code: 'ERR_TCMU_IN_USE', message: /belongs to another program \(qcow\)/ })
+  t.false(fake.changes.includes('rmdir core/user_0/disk0'))
+})
+
+test('a device without dev_config that somebody has begun to use is not ours', async (t) => {
+  for (const begin of [
+    (machine: Machine) => machine.fake.writeFile(`${CORE}/disk0/wwn/vpd_unit_serial`, 'theirs'),
+    async (machine: Machine) => {
+      await machine.fake.writeFile(`${CORE}/disk0/control`, 'dev_size=4096')
+      await machine.fake.writeFile(`${CORE}/disk0/enable`, '1')
+    },
+  ]) {
+    const machine = new Machine(t)
+    await machine.fake.mkdir(CORE)
+    await machine.fake.mkdir(`${CORE}/disk0`)
+    await begin(machine)
+    const paths = { ...machine.paths, waitMsMax: 30 }
+    await t.throwsAsync(machine.create({ paths }), { code: 'ERR_TCMU_IN_USE', message: /no dev_config/ })
+    t.false(machine.fake.changes.includes('rmdir core/user_0/disk0'))
+  }
+})
+
+test('a device that is enabled is not made anew where its node is not to be seen', async (t) => {
+  // As in a container with a /dev of its own: the server of the device may be outside.
+  const machine = await machineWithDevice(t)
+  const paths: KernelPaths = {
+    ...machine.paths,
+    waitMsMax: 30,
+    files: {
+      ...machine.paths.files!,
+      inode: (path) =>
+        path.startsWith('/dev/') ? Promise.reject(systemError('ENOENT')) : machine.fake.inode(path),
+    },
+  }
+  await t.throwsAsync(machine.create({ paths }), { code: 'ERR_TCMU_OPEN', message: /\/dev has no node/ })
+  t.true(machine.fake.leftovers().includes('core/user_0/disk0'))
+  t.false(machine.fake.changes.includes('rmdir core/user_0/disk0'))
+})
+
+test('attach serves a device whatever its maker called it', async (t) => {
+  const machine = new Machine(t)
+  const { fake } = machine
+  const path = `${CORE}/Jürgen’s disk`
+  await fake.mkdir(CORE)
+  await fake.mkdir(path)
+  await fake.writeFile(`${path}/control`, `dev_config=hushring/a b,dev_size=${CAPACITY_BYTES}`)
+  await fake.writeFile(`${path}/enable`, '1')
+  const backstore = await machine.attach()
+  // The ring was reset, so initiators hear of a reset of the unit.
+  t.is(statusOf(await machine.ring.submit({ cdb: TEST_UNIT_READY })), '6/29/00')
+  t.is(statusOf(await read(machine.ring, 0, 8)), 'GOOD')
+  t.is(backstore.statsSnapshot().ringResets, 1)
+  await backstore.close()
+})
+
+test('a device that got the node of the one that was meant is left alone', async (t) => {
+  for (const entry of ['create', 'attach'] as const) {
+    const machine = await machineWithDevice(t)
+    const actions = (): string[] => machine.fake.changes.filter((change) => change.includes('/action/'))
+    const before = actions().length
+    const paths: KernelPaths = {
+      ...machine.paths,
+      openPort: () => {
+        // Between the look-up and this call the device went away, and another one came.
+        machine.fake.removeUio(0)
+        machine.fake.addUio(0, 'tcm-user/0/theirs/qcow/theirs')
+        return machine.ring.openPort()
+      },
+    }
+    await t.throwsAsync(machine[entry]({ paths }), { code: 'ERR_TCMU_OPEN', message: /theirs/ }, entry)
+    t.true(machine.isFree, entry)
+    t.is(actions().length, before, entry)
+  }
+})
+
+test('what create could not take away again is told', async (t) => {
+  const machine = new Machine(t)
+  const files = machine.paths.files!
+  const paths: KernelPaths = {
+    ...machine.paths,
+    files: {
+      ...files,
+      symlink: async () => {
+        throw systemError('EINVAL')
+      },
+      rmdir: async (path) => {
+        if (path.endsWith('/disk0')) throw systemError('EBUSY')
+        await files.rmdir(path)
+      },
+    },
+  }
+  const warnings: string[] = []
+  const silent = (): void => {}
+  const logger = {
+    error: silent,
+    warn: (text: string) => void warnings.push(text),
+    info: silent,
+    debug: silent,
+  }
+  await t.throwsAsync(machine.create({ paths, logger }), { code: 'ERR_TCMU_SYSTEM', message: /EINVAL/ })
+  t.regex(warnings.join('\n'), /cannot remove .*user_0\/disk0: EBUSY/)
 })

@@ -413,8 +413,8 @@ test('each event is answered with its own command, once', (t) => {
   stop()
   t.deepEqual(socket.calls, [
     'join 77',
-    'features 1',
     'watch',
+    'features 1',
     'done added 42 0',
     'done reconfig 42 -22',
     'done removed 42 0',
@@ -422,6 +422,77 @@ test('each event is answered with its own command, once', (t) => {
     'features 0',
     'close',
   ])
+})
+
+const refusesMalformed = test.macro({
+  exec(t, _title: string, more: readonly (readonly [number, Buffer])[]) {
+    // Whoever writes the attribute waits for the answer, and cannot be interrupted.
+    const { socket, events, errors, warnings, stop } = listen({ replies: true })
+    socket.deliver(eventBytes({ command: 'reconfig', deviceId: 42, more }))
+    t.deepEqual(events, [])
+    t.is(warnings.length, 1)
+    t.is(socket.calls.at(-1), 'done reconfig 42 -22')
+    // A foreign one is not ours to refuse.
+    const callCount = socket.calls.length
+    socket.deliver(eventBytes({ command: 'reconfig', device: 'tcm-user/0/d1/qcow/b', deviceId: 43, more }))
+    t.is(socket.calls.length, callCount)
+    // And the next one is told as ever.
+    socket.deliver(eventBytes({ command: 'reconfig', deviceId: 42, more: [[5, number(4096, 8)]] }))
+    t.is(latest(events).sizeBytes, 4096)
+    t.true(latest(events).reply(0))
+    stop()
+    t.deepEqual(errors, [])
+  },
+  title: (_, title) => `an event with ${title} is refused, because the kernel waits for an answer`,
+})
+test(refusesMalformed, 'a capacity above 2^53', [[5, bytes('00 f0 ff ff ff ff ff ff')]])
+test(refusesMalformed, 'a capacity of 4 bytes', [[5, number(4096, 4)]])
+test(refusesMalformed, 'a write cache of 4 bytes', [[6, number(1, 4)]])
+test(refusesMalformed, 'a text that does not end', [[4, Buffer.from('hushring/b')]])
+
+test('a listener that only listens answers nothing that is malformed either', (t) => {
+  const { socket, warnings, stop } = listen()
+  socket.deliver(eventBytes({ command: 'reconfig', more: [[5, number(4096, 4)]] }))
+  t.is(warnings.length, 1)
+  stop()
+  t.deepEqual(socket.calls, ['join 77', 'watch', 'unwatch', 'close'])
+})
+
+test('a socket that cannot be watched leaves the kernel as it was: it waits for nobody', (t) => {
+  const socket = new FakeSocket()
+  socket.watch = () => {
+    throw Object.assign(new Error('EPERM'), { code: 'EPERM' })
+  }
+  const { errors } = listen({ replies: true }, socket)
+  t.is(errors.length, 1)
+  t.is(socket.calls.at(-1), 'close')
+  const features = socket.calls.filter((call) => call.startsWith('features'))
+  t.true(features.length === 0 || features.at(-1) === 'features 0', features.join())
+})
+
+test('one answer that cannot be sent keeps neither the others from the kernel nor the end of the waiting', (t) => {
+  const { socket, warnings, stop } = listen({ replies: true })
+  socket.deliver(eventBytes({ deviceId: 1 }), eventBytes({ deviceId: 2 }), eventBytes({ deviceId: 3 }))
+  const send = socket.send.bind(socket)
+  socket.send = (message) => {
+    send(message)
+    if (socket.calls.at(-1) === 'done added 1 -125') throw new Error('ENOBUFS')
+  }
+  stop()
+  t.deepEqual(socket.calls.slice(3), [
+    'unwatch',
+    'done added 1 -125',
+    'done added 2 -125',
+    'done added 3 -125',
+    'features 0',
+    'close',
+  ])
+  t.is(warnings.length, 1)
+})
+
+test('a kernel that refuses to tell of its families is not taken for one without TCMU', (t) => {
+  const { errors } = listen({}, new FakeSocket(refusal(1, 13)))
+  t.like(errors[0], { code: 'ERR_TCMU_SYSTEM' })
 })
 
 test('foreign subtypes are neither told nor answered', (t) => {

@@ -4,7 +4,7 @@ import { type NativeTcmuPort, native } from '../../native.ts'
 import { refuseUnknownOptions, stringOf } from '../../options.ts'
 import { TcmuBackstore, type TcmuControl, type TcmuPlace } from './backstore.ts'
 import { type CoreDevice, findCoreDevice, RingReset } from './configfs.ts'
-import { parseTcmuName } from './discovery.ts'
+import { parseTcmuName, type TcmuName } from './discovery.ts'
 import {
   errnoOf,
   KERNEL_PATHS,
@@ -61,7 +61,7 @@ export async function attach(options: AttachOptions): Promise<TcmuBackstore> {
     paths,
     uioPath,
     recover,
-    coreDevice: await coreDeviceOf(paths, uioPath),
+    ...(await placeOf(paths, uioPath)),
   })
 }
 
@@ -71,6 +71,8 @@ export interface ServedUio {
   readonly options: ResolvedTcmuOptions
   readonly paths: KernelPaths
   readonly uioPath: string
+  /** Whose device that was when it was looked up. */
+  readonly name: Pick<TcmuName, 'hba' | 'name'>
   readonly recover: NonNullable<AttachOptions['recover']>
   /** Its place in configfs; undefined where configfs cannot be used. */
   readonly coreDevice: CoreDevice | undefined
@@ -87,6 +89,7 @@ export async function serveUio(served: ServedUio): Promise<TcmuBackstore> {
   let wasReset = false
   let backstore: TcmuBackstore | undefined
   try {
+    await expectSameDevice(served)
     wasReset = await emptyRing(served, port, control)
     const place: TcmuPlace = {
       port,
@@ -171,10 +174,23 @@ function openError(uioPath: string, cause: NodeJS.ErrnoException): HushringError
   }
 }
 
-/** The directory in configfs of the device behind a UIO device node; undefined where configfs cannot be used. */
-async function coreDeviceOf(paths: KernelPaths, uioPath: string): Promise<CoreDevice | undefined> {
+/** The device behind a UIO device node, and its directory in configfs; undefined where configfs cannot be used. */
+async function placeOf(paths: KernelPaths, uioPath: string): Promise<Pick<ServedUio, 'name' | 'coreDevice'>> {
+  const name = await nameOf(paths, uioPath)
+  const coreDevice = await findCoreDevice(paths, name).catch((error: unknown) => {
+    if (errnoOf(error) === 'EACCES') return undefined
+    throw error
+  })
+  return { name, coreDevice }
+}
+
+async function nameOf(paths: KernelPaths, uioPath: string): Promise<TcmuName> {
   const uio = nodeName(uioPath)
-  const text = await unless(kernelFiles(paths).readFile(`${paths.sysfs}/class/uio/${uio}/name`), 'ENOENT')
+  const text = await unless(
+    kernelFiles(paths).readFile(`${paths.sysfs}/class/uio/${uio}/name`),
+    'ENOENT',
+    'ENODEV',
+  )
   if (text === undefined) {
     throw new HushringError(
       'ERR_TCMU_OPEN',
@@ -188,11 +204,20 @@ async function coreDeviceOf(paths: KernelPaths, uioPath: string): Promise<CoreDe
       `${uioPath} is no TCMU device: its name is ${withoutNewline(text)}`,
     )
   }
-  const found = await findCoreDevice(paths, name).catch((error: unknown) => {
-    if (errnoOf(error) === 'EACCES') return undefined
-    throw error
-  })
-  return found
+  return name
+}
+
+/**
+ * Between the look-up of a device and the open of its node the device may go, and another one get its number. From the
+ * open on the descriptor is of one device for good, so a look after it is enough.
+ */
+async function expectSameDevice({ paths, uioPath, name }: ServedUio): Promise<void> {
+  const present = await nameOf(paths, uioPath)
+  if (present.hba === name.hba && present.name === name.name) return
+  throw new HushringError(
+    'ERR_TCMU_OPEN',
+    `${uioPath} was the device user_${name.hba}/${name.name} and is user_${present.hba}/${present.name} now; try again`,
+  )
 }
 
 function controlOf(coreDevice: CoreDevice): TcmuControl {

@@ -2,7 +2,7 @@ import { execFile } from 'node:child_process'
 import { promisify } from 'node:util'
 import { HushringError } from '../../errors.ts'
 import { booleanOf, functionOf, refuseUnknownOptions } from '../../options.ts'
-import { errnoOf, type KernelPaths, kernelFiles, unless } from './kernel-files.ts'
+import { errnoOf, type KernelPaths, kernelFiles } from './kernel-files.ts'
 
 /** Options of {@link checkAvailability}. */
 export interface AvailabilityOptions {
@@ -56,8 +56,16 @@ async function load(
 /** A sentence for each thing that is missing. */
 async function missingParts(paths: KernelPaths, loopback: boolean): Promise<readonly string[]> {
   const files = kernelFiles(paths)
-  const exists = async (path: string): Promise<boolean> =>
-    (await unless(files.inode(path), 'ENOENT', 'ENOTDIR')) !== undefined
+  const exists = (path: string): Promise<boolean> =>
+    files.inode(path).then(
+      () => true,
+      (error: unknown) => {
+        // What may not be looked at may be there; what is said of writing to it tells then.
+        const errno = errnoOf(error) ?? ''
+        if (['ENOENT', 'ENOTDIR', 'EACCES'].includes(errno)) return errno === 'EACCES'
+        throw error
+      },
+    )
   const core = `${paths.configfs}/target/core`
   const missing: string[] = []
   const hasModule = await exists(`${paths.sysfs}/module/target_core_user`)

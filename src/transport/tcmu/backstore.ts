@@ -8,7 +8,7 @@ import { UnitAttentions } from '../../handlers/scsi/unit-attentions.ts'
 import type { NativeTcmuPort } from '../../native.ts'
 import { tcmuEvents } from '../../notify/doorbell.ts'
 import type { ScsiRequest } from '../../ring/scsi-request.ts'
-import { SenseKey } from '../../ring/sense.ts'
+import { type Sense, SenseKey } from '../../ring/sense.ts'
 import { type TaskManagement, TcmuQueue } from '../../ring/tcmu-queue.ts'
 import { PipelineRun } from '../pipeline-run.ts'
 import { BlockTally, NO_STATS, type StatsOptions, statsOf, type TransportStats } from '../stats.ts'
@@ -60,6 +60,10 @@ export interface TcmuControl {
   freeKeptBuffer(commandId: number): Promise<void>
   setSize(sizeBytes: number): Promise<void>
 }
+
+/** Unit attentions (SPC-4, 4.5.2.1 and annex F). */
+const POWER_ON_OR_RESET: Sense = { key: SenseKey.UNIT_ATTENTION, asc: 0x29, ascq: 0x00 }
+const CAPACITY_DATA_HAS_CHANGED: Sense = { key: SenseKey.UNIT_ATTENTION, asc: 0x2a, ascq: 0x09 }
 
 /** What a {@link TcmuBackstore} serves on. */
 export interface TcmuPlace {
@@ -121,6 +125,8 @@ export class TcmuBackstore extends EventEmitter<TcmuEvents> {
     this.#blockDevicePath = place.blockDevicePath
     this.#unexport = place.unexport
     this.#ringResets = place.ringResets
+    // Initiators may know the unit from an earlier server: the mode pages have their defaults again.
+    if (place.ringResets > 0) this.#attentions.raise(POWER_ON_OR_RESET)
     this.aborts = this.#aborts.asObservable()
     // One for the life of the unit: what initiators set with MODE SELECT outlives a reset of the ring.
     const unit: LogicalUnit = { ...place.unit, attentions: this.#attentions }
@@ -347,11 +353,20 @@ export class TcmuBackstore extends EventEmitter<TcmuEvents> {
       throw new HushringError('ERR_DEVICE_KIND', 'this device has the size it was made with')
     }
     await device.resize(capacityBytes)
+    await this.announceCapacity(capacityBytes)
+  }
+
+  /**
+   * Tells configfs and the initiators what capacity the device has.
+   *
+   * @internal
+   */
+  async announceCapacity(capacityBytes: number): Promise<void> {
     try {
       await this.#place.control?.setSize(capacityBytes)
     } finally {
       // Whatever configfs shows, this is the capacity that commands meet.
-      this.#attentions.raise({ key: SenseKey.UNIT_ATTENTION, asc: 0x2a, ascq: 0x09 })
+      this.#attentions.raise(CAPACITY_DATA_HAS_CHANGED)
     }
   }
 

@@ -3,7 +3,7 @@ import { basename, dirname, resolve } from 'node:path'
 import { HushringError, optionRangeError } from '../../errors.ts'
 import { booleanOf, integerIn, refuseUnknownOptions, stringOf } from '../../options.ts'
 import { MiB } from '../../units.ts'
-import { findUioDevice, parseDevConfig, SUBTYPE, type TcmuName } from './discovery.ts'
+import { findUioDevice, hasNode, parseDevConfig, SUBTYPE, type TcmuName } from './discovery.ts'
 import {
   errnoOf,
   eventually,
@@ -65,10 +65,7 @@ async function ensureDirectory(files: KernelFiles, path: string, undo: Undo): Pr
 
 /** Options of {@link createCoreDevice}. */
 export interface CoreDeviceOptions {
-  /**
-   * Name of the device in its hba: 1 to 128 characters without white space, `/`, `:` and `,`, and neither `.` nor
-   * `..`.
-   */
+  /** Name of the device in its hba: 1 to 128 printable ASCII characters but `/`, `:` and `,`; neither `.` nor `..`. */
   readonly name: string
   /** Number of the directory `user_<hba>`, 0 to 4294967295, made when it is not there. Default 0. */
   readonly hba?: number
@@ -195,12 +192,20 @@ function defined(entries: Readonly<Record<string, string | undefined>>): Readonl
 }
 
 function checkedId({ hba, name }: Pick<TcmuName, 'hba' | 'name'>): Pick<TcmuName, 'hba' | 'name'> {
-  if (!/^(?!\.\.?$)[^\s\0/:,]{1,128}$/.test(stringOf('name', name))) {
+  if (!/^(?!\.\.?$)[!-~]{1,128}$/.test(stringOf('name', name)) || /[/:,]/.test(name)) {
     throw optionRangeError(
       'name',
-      '1 to 128 characters without white space, `/`, `:` and `,`, and not `.` or `..`',
+      '1 to 128 printable ASCII characters but `/`, `:` and `,`, and not `.` or `..`',
       name,
     )
+  }
+  return { hba: integerIn('hba', hba, 0, U32_MAX), name }
+}
+
+/** Checks the name of a device that others may have made: whatever names a directory. */
+function directoryId({ hba, name }: Pick<TcmuName, 'hba' | 'name'>): Pick<TcmuName, 'hba' | 'name'> {
+  if (!/^(?!\.\.?$)[^/\0]+$/.test(stringOf('name', name))) {
+    throw optionRangeError('name', 'the name of a directory', name)
   }
   return { hba: integerIn('hba', hba, 0, U32_MAX), name }
 }
@@ -322,7 +327,10 @@ async function enabledDevice(
   devConfig: string,
 ): Promise<CoreDevice> {
   const uioName = `tcm-user/${id.hba}/${id.name}/${devConfig}`
-  const uio = await eventually(paths, () => findUioDevice(paths, id))
+  const uio = await eventually(paths, async () => {
+    const found = await findUioDevice(paths, id)
+    return found !== undefined && (await hasNode(paths, found)) ? found : undefined
+  })
   if (uio?.uioName === uioName) return new CoreDevice(paths, uio)
   throw new HushringError(
     'ERR_TCMU_SYSTEM',
@@ -346,10 +354,12 @@ async function nameTakenError(
   })
 }
 
-/** What is known of a core device. The last two are there once it was enabled. */
+/** What is known of a core device. */
 interface CoreDeviceFacts extends TcmuName {
-  readonly uioName?: string
-  readonly uioPath?: string
+  /** Known once it was enabled. */
+  readonly uioName?: string | undefined
+  /** Known while there is a node as well. */
+  readonly uioPath?: string | undefined
 }
 
 /**
@@ -363,11 +373,17 @@ export async function findCoreDevice(
   paths: KernelPaths,
   { hba = 0, name }: { readonly hba?: number; readonly name: string },
 ): Promise<CoreDevice | undefined> {
-  const id = checkedId({ hba, name })
+  const id = directoryId({ hba, name })
   const attribute = `${devicePathOf(paths, id)}/attrib/dev_config`
   const text = await unless(kernelFiles(paths).readFile(attribute), 'ENOENT')
   if (text === undefined) return undefined
-  return new CoreDevice(paths, { ...(await findUioDevice(paths, id)), ...id, ...parseDevConfig(text) })
+  const uio = await findUioDevice(paths, id)
+  return new CoreDevice(paths, {
+    ...id,
+    ...parseDevConfig(text),
+    uioName: uio?.uioName,
+    uioPath: uio !== undefined && (await hasNode(paths, uio)) ? uio.uioPath : undefined,
+  })
 }
 
 /** How {@link CoreDevice.resetRing} ends the commands that are in flight. */
@@ -390,6 +406,7 @@ export class CoreDevice {
   readonly path: string
   readonly #files: KernelFiles
   readonly #facts: CoreDeviceFacts
+  readonly #dev: string
   #freeKeptBuffer: Promise<KernelFile> | undefined
   #isClosed = false
 
@@ -402,6 +419,7 @@ export class CoreDevice {
     this.path = devicePathOf(paths, facts)
     this.#files = kernelFiles(paths)
     this.#facts = facts
+    this.#dev = paths.dev
   }
 
   /** True when hushring made it. */
@@ -411,22 +429,25 @@ export class CoreDevice {
 
   /** False for a device whose making was interrupted. It cannot be served; remove it and make it anew. */
   get isEnabled(): boolean {
+    return this.#facts.uioName !== undefined
+  }
+
+  /** True when it is enabled and has a device node, so that it can be served. */
+  get hasNode(): boolean {
     return this.#facts.uioPath !== undefined
   }
 
-  /** The device node, such as /dev/uio0. Throws `ERR_TCMU_OPEN` unless {@link isEnabled}. */
+  /** The device node, such as /dev/uio0. Throws `ERR_TCMU_OPEN` unless {@link hasNode}. */
   get uioPath(): string {
-    return this.#enabled('uioPath')
+    const { uioPath } = this.#facts
+    if (uioPath !== undefined) return uioPath
+    throw new HushringError('ERR_TCMU_OPEN', `${this.#dev} has no node of the UIO device ${this.uioName}`)
   }
 
-  /** The name of the UIO device, `tcm-user/<hba>/<name>/<dev_config>`. Throws as {@link uioPath}. */
+  /** The name of the UIO device, `tcm-user/<hba>/<name>/<dev_config>`. Throws `ERR_TCMU_OPEN` unless {@link isEnabled}. */
   get uioName(): string {
-    return this.#enabled('uioName')
-  }
-
-  #enabled(fact: 'uioPath' | 'uioName'): string {
-    const value = this.#facts[fact]
-    if (value !== undefined) return value
+    const { uioName } = this.#facts
+    if (uioName !== undefined) return uioName
     throw new HushringError('ERR_TCMU_OPEN', `${this.path} has no UIO device: it was never enabled`)
   }
 
@@ -481,6 +502,8 @@ export class CoreDevice {
       throw error
     })
     const file = await this.#freeKeptBuffer
+    // Closed while it was being opened: the buffer goes with the device.
+    if (this.#isClosed) return
     await unless(file.write(String(id)), 'ENOENT', 'ENODEV')
   }
 

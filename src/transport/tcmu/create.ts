@@ -31,7 +31,7 @@ type CoreOptions = Pick<
 
 /** Options of `tcmu.create`. */
 export interface CreateOptions extends TcmuServeOptions, CoreOptions {
-  /** Name of the device in configfs: 1 to 128 characters without white space, `/`, `:` and `,`. */
+  /** Name of the device in configfs: 1 to 128 printable ASCII characters but `/`, `:` and `,`; neither `.` nor `..`. */
   readonly name: string
   /** A disk or a SCSI device; borrowed. */
   readonly device: Device
@@ -65,7 +65,7 @@ const CORE_OPTION_NAMES: readonly (keyof CoreOptions)[] = [
  * module target_core_user.
  *
  * A device of that name which hushring made, and which nobody serves, is taken over: after a crash the same call goes
- * on. What an initiator had in flight then ends with BUSY and is tried again; a file system on it goes on. It keeps the
+ * on. So is a directory of that name which was made and then left without a word for a second, as by a crash. What an initiator had in flight then ends with BUSY and is tried again; a file system on it goes on. It keeps the
  * shape it was made with (sizes, timeouts, serial), but for the capacity.
  *
  * Throws a `TypeError` or `RangeError` naming a wrong option before anything is done. Rejects with
@@ -103,12 +103,14 @@ export async function create(options: CreateOptions): Promise<TcmuBackstore> {
       options: resolved,
       paths,
       uioPath: coreDevice.uioPath,
+      name: coreDevice,
       // Nobody can have used one that was just made.
       recover: isNew ? 'refuse' : 'reset',
       coreDevice,
       remove: () => coreDevice.remove(),
     })
-    if (!isNew && device.kind === 'block') await coreDevice.setSize(device.geometry.capacityBytes)
+    if (!isNew && device.kind === 'block')
+      await adoptCapacity(coreDevice, backstore, device.geometry.capacityBytes)
     // The kernel scans the new unit within this call, and this process answers.
     if (fabric === 'loopback') {
       const made =
@@ -119,9 +121,13 @@ export async function create(options: CreateOptions): Promise<TcmuBackstore> {
   } catch (error) {
     // What was there before stays, for a second try; and so does what another process opened as soon as it was there.
     const isTaken = error instanceof HushringError && error.code === 'ERR_TCMU_IN_USE'
-    if (backstore === undefined)
-      await (isNew && !isTaken ? coreDevice.remove() : coreDevice.close()).catch(() => {})
-    else await (isNew ? backstore.close() : backstore.abandon()).catch(() => {})
+    const undo = async (): Promise<void> => {
+      if (backstore === undefined) await (isNew && !isTaken ? coreDevice.remove() : coreDevice.close())
+      else await (isNew ? backstore.close() : backstore.abandon())
+    }
+    await undo().catch((failure: Error) =>
+      resolved.logger.warn(`${coreDevice.path} is left: ${failure.message}`),
+    )
     throw error
   }
 }
@@ -129,13 +135,23 @@ export async function create(options: CreateOptions): Promise<TcmuBackstore> {
 /** A device that is not enabled so many ms after it was found is one whose making was interrupted. */
 const MAKING_MS_MAX = 1000
 
+/** A disk may have another size than under its last server. */
+async function adoptCapacity(
+  coreDevice: CoreDevice,
+  backstore: TcmuBackstore,
+  capacityBytes: number,
+): Promise<void> {
+  if ((await coreDevice.attribute('dev_size')) === String(capacityBytes)) return
+  await backstore.announceCapacity(capacityBytes)
+}
+
 async function findOrMake(
   paths: KernelPaths,
   core: CoreDeviceOptions,
 ): Promise<{ readonly coreDevice: CoreDevice; readonly isNew: boolean }> {
   const found = await findMade(paths, core)
   if (found === undefined) return { coreDevice: await createCoreDevice(paths, core), isNew: true }
-  if (!found.isOurs) {
+  if (!found.isOurs && !(await isUntouched(found))) {
     throw new HushringError(
       'ERR_TCMU_IN_USE',
       `${found.path} belongs to another program (${found.subtype || 'no dev_config'}); choose another name`,
@@ -151,13 +167,22 @@ async function findOrMake(
 
 /** Finds a device. Another process may be making it at this moment, which must not be taken for an interrupted making. */
 async function findMade(paths: KernelPaths, core: CoreDeviceOptions): Promise<CoreDevice | undefined> {
-  const found = await findCoreDevice(paths, core)
-  if (found === undefined || !found.isOurs || found.isEnabled) return found
+  let found = await findCoreDevice(paths, core)
   const waitMsMax = Math.min(paths.waitMsMax ?? MAKING_MS_MAX, MAKING_MS_MAX)
-  return await eventually({ ...paths, waitMsMax }, async () => {
-    const again = await findCoreDevice(paths, core)
-    return again?.isEnabled === false ? undefined : { again }
-  }).then((seen) => (seen === undefined ? found : seen.again))
+  await eventually({ ...paths, waitMsMax }, async () => {
+    if (found === undefined || found.hasNode || (found.subtype !== '' && !found.isOurs)) return true
+    found = await findCoreDevice(paths, core)
+    return undefined
+  })
+  return found
+}
+
+/**
+ * True for a directory that somebody made and told nothing: what is left of us when we are killed behind the mkdir. The
+ * kernel knows of no device there, so nothing is lost with it.
+ */
+async function isUntouched(coreDevice: CoreDevice): Promise<boolean> {
+  return coreDevice.subtype === '' && !coreDevice.isEnabled && (await coreDevice.serial()) === ''
 }
 
 /** Initiators have seen the old size, and a file system on the disk lies in such blocks. */

@@ -79,16 +79,18 @@ async function allDevices(paths: KernelPaths): Promise<readonly DiscoveredDevice
 /**
  * The UIO device of one configfs device.
  *
- * @returns undefined while there is none, or no device node yet: udev may be late
+ * @returns undefined while there is none: the device is not enabled. Its node may not be there (see {@link hasNode}).
  */
 export async function findUioDevice(
   paths: KernelPaths,
   { hba, name }: Pick<TcmuName, 'hba' | 'name'>,
 ): Promise<DiscoveredDevice | undefined> {
-  const found = (await allDevices(paths)).find((device) => device.hba === hba && device.name === name)
-  if (found === undefined) return undefined
-  const node = await unless(kernelFiles(paths).inode(found.uioPath), 'ENOENT')
-  return node === undefined ? undefined : found
+  return (await allDevices(paths)).find((device) => device.hba === hba && device.name === name)
+}
+
+/** Whether there is a node: udev may be late, and a container may have a /dev of its own. */
+export async function hasNode(paths: KernelPaths, { uioPath }: DiscoveredDevice): Promise<boolean> {
+  return (await unless(kernelFiles(paths).inode(uioPath), 'ENOENT')) !== undefined
 }
 
 /** Options of {@link discover}. */

@@ -1,3 +1,4 @@
+import { constants } from 'node:os'
 import { HushringError } from '../../errors.ts'
 import { native } from '../../native.ts'
 
@@ -208,6 +209,8 @@ export function openNetlinkSocket(receiveBufferBytes = RECEIVE_BUFFER_BYTES): Ne
 
 // ---- Families ----------------------------------------------------------------------------------------------------
 
+const { ENOENT } = constants.errno
+
 /** The family that knows all others. */
 const CONTROLLER = { id: 0x10, version: 1, getFamily: 3 } as const
 const ControllerAttribute = { familyId: 1, familyName: 2, multicastGroups: 7 } as const
@@ -223,7 +226,8 @@ export interface Family {
 /**
  * Asks the kernel for a family. Call it before joining a group: what else arrives meanwhile is dropped.
  *
- * @returns undefined when there is none of that name. Throws `ERR_TCMU_SYSTEM` when the kernel does not answer.
+ * @returns undefined when there is none of that name. Throws `ERR_TCMU_SYSTEM` when the kernel does not answer or refuses
+ * to.
  */
 export function resolveFamily(socket: NetlinkSocket, name: string): Family | undefined {
   const sequence = 1
@@ -240,8 +244,14 @@ export function resolveFamily(socket: NetlinkSocket, name: string): Family | und
   for (let datagram = socket.receive(); datagram !== undefined; datagram = socket.receive()) {
     for (const message of decodeDatagram(datagram)) {
       if (message.sequence !== sequence) continue
-      // Only refused requests are acknowledged: there is no such family.
-      return message.kind === 'acknowledgement' ? undefined : decodeFamily(message.attributes)
+      if (message.kind === 'family') return decodeFamily(message.attributes)
+      // Only refused requests are acknowledged.
+      if (message.errno === ENOENT) return undefined
+      throw new HushringError(
+        'ERR_TCMU_SYSTEM',
+        `netlink: the kernel refuses to tell of ${name}: errno ${message.errno}`,
+        { details: { errno: message.errno } },
+      )
     }
   }
   throw new HushringError('ERR_TCMU_SYSTEM', `netlink: the kernel does not answer about the family ${name}`)

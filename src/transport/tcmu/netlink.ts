@@ -5,6 +5,7 @@ import { booleanOf, integerIn, refuseUnknownOptions, stringOf } from '../../opti
 import { type Logger, silentLogger } from '../logger.ts'
 import { parseTcmuName, SUBTYPE, type TcmuName } from './discovery.ts'
 import {
+  type Attributes,
   decodeDatagram,
   encodeRequest,
   type Family,
@@ -51,8 +52,13 @@ export const TcmuAttribute = {
   supportsReply: 9,
 } as const
 
+interface EventKind {
+  readonly name: DeviceEvent['command']
+  readonly done: number
+}
+
 /** What each event is called, and the only command that answers it. */
-const EVENTS = new Map<number, { readonly name: DeviceEvent['command']; readonly done: number }>([
+const EVENTS = new Map<number, EventKind>([
   [TcmuCommand.addedDevice, { name: 'added', done: TcmuCommand.addedDeviceDone }],
   [TcmuCommand.removedDevice, { name: 'removed', done: TcmuCommand.removedDeviceDone }],
   [TcmuCommand.reconfigDevice, { name: 'reconfig', done: TcmuCommand.reconfigDeviceDone }],
@@ -118,7 +124,7 @@ export interface NetlinkOptions {
 /** Datagrams handled before the event loop goes on. */
 const BURST_COUNT_MAX = 64
 const ERRNO_MAX = 4095
-const { ECANCELED } = constants.errno
+const { ECANCELED, EINVAL } = constants.errno
 
 /**
  * Listens to the kernel's events about TCMU devices, from the moment of subscription on; look at what is there already
@@ -178,17 +184,27 @@ class Listener {
     this.#family = tcmuFamily(socket)
     this.#lostCount = socket.lostCount
     systemCall('join the events', () => socket.join(this.#family.groups.get(GROUP_NAME)!))
-    // Not before events arrive here: the kernel would wait for an answer to one that nobody saw.
-    if (settings.replies) this.#setReplies(true)
-    this.#watch = socket.watch((error) => this.#onReadable(error))
+    this.#watch = systemCall('watch', () => socket.watch((error) => this.#onReadable(error)))
+    try {
+      // Last of all: from here on the kernel waits for answers, so nothing may keep them from being given.
+      if (settings.replies) this.#setReplies(true)
+    } catch (error) {
+      this.#watch.close()
+      throw error
+    }
   }
 
   /** Answers what is open and stops listening. */
   close(): void {
     this.#watch.close()
+    for (const event of this.#open.values()) this.#attempt(() => event.reply(-ECANCELED))
+    if (this.#settings.replies) this.#attempt(() => this.#setReplies(false))
+  }
+
+  /** Does what must not keep the rest from being done. */
+  #attempt(work: () => unknown): void {
     try {
-      for (const event of this.#open.values()) event.reply(-ECANCELED)
-      if (this.#settings.replies) this.#setReplies(false)
+      work()
     } catch (error) {
       this.#settings.logger.error((error as Error).message)
     }
@@ -232,9 +248,25 @@ class Listener {
     if (message.kind === 'acknowledgement') {
       this.#onAcknowledgement(message.sequence, message.errno)
     } else if (message.family === this.#family.id) {
-      const event = this.#decodeEvent(message)
-      if (event?.subtype === this.#settings.subtype) this.#tell(event)
+      this.#onEvent(message)
     }
+  }
+
+  #onEvent({ command, attributes }: FamilyMessage): void {
+    const kind = EVENTS.get(command)
+    const name = parseTcmuName(textOf(attributes, TcmuAttribute.device) ?? '')
+    // What means nothing to us, or is for somebody else to answer.
+    if (kind === undefined || name?.subtype !== this.#settings.subtype) return
+    const deviceId = numberOf(attributes, TcmuAttribute.deviceId, 4)
+    let event: DeviceEvent
+    try {
+      event = this.#decodeEvent(kind, name, deviceId, attributes)
+    } catch (error) {
+      // Whoever made the kernel send this waits for an answer, for ever and without a way to be interrupted.
+      if (deviceId !== undefined) this.#answer(name, deviceId, kind.done, -EINVAL)
+      throw error
+    }
+    this.#tell(event)
   }
 
   #onAcknowledgement(sequence: number, errno: number): void {
@@ -253,16 +285,20 @@ class Listener {
   #tell(event: DeviceEvent): void {
     // The kernel has at most one event open for a device. With a new one, the older is void, and an answer to it would
     // be taken for the answer to this one, refused, and leave the waiting call waiting for ever.
-    if (event.deviceId !== undefined) this.#open.set(event.deviceId, event)
+    if (this.#settings.replies && event.deviceId !== undefined) this.#open.set(event.deviceId, event)
     this.#subscriber.next(event)
   }
 
-  /** @returns undefined for a command or a name that means nothing to us; throws when it is malformed */
-  #decodeEvent({ command, attributes }: FamilyMessage): DeviceEvent | undefined {
-    const kind = EVENTS.get(command)
-    const name = parseTcmuName(textOf(attributes, TcmuAttribute.device) ?? '')
+  /** Throws when something is missing or malformed. */
+  #decodeEvent(
+    kind: EventKind,
+    name: TcmuName,
+    deviceId: number | undefined,
+    attributes: Attributes,
+  ): DeviceEvent {
     const minor = numberOf(attributes, TcmuAttribute.minor, 4)
-    if (kind === undefined || name === undefined || minor === undefined) return undefined
+    if (minor === undefined)
+      throw new HushringError('ERR_TCMU_SYSTEM', 'netlink: an event without minor number')
     const sizeBytes = numberOf(attributes, TcmuAttribute.devSize, 8)
     const writeCache = numberOf(attributes, TcmuAttribute.writeCache, 1)
     const newConfig = textOf(attributes, TcmuAttribute.devConfig)
@@ -271,7 +307,7 @@ class Listener {
       command: kind.name,
       minor,
       uioPath: `${this.#settings.dev}/uio${minor}`,
-      deviceId: numberOf(attributes, TcmuAttribute.deviceId, 4),
+      deviceId,
       ...(sizeBytes !== undefined && { sizeBytes }),
       ...(writeCache !== undefined && { writeCache: writeCache !== 0 }),
       ...(newConfig !== undefined && { newConfig: withoutNewline(newConfig) }),
@@ -285,16 +321,20 @@ class Listener {
     const { deviceId } = event
     if (deviceId === undefined || this.#open.get(deviceId) !== event) return false
     this.#open.delete(deviceId)
-    if (!this.#settings.replies) return false
+    this.#answer(event, deviceId, done, status)
+    return true
+  }
+
+  #answer({ name }: TcmuName, deviceId: number, done: number, status: number): void {
+    if (!this.#settings.replies) return
     const number = Buffer.alloc(4)
     const id = Buffer.alloc(4)
     number.writeInt32LE(status)
     id.writeUInt32LE(deviceId)
-    this.#request(`take the answer about ${event.name}`, false, done, [
+    this.#request(`take the answer about ${name}`, false, done, [
       [TcmuAttribute.commandStatus, number],
       [TcmuAttribute.deviceId, id],
     ])
-    return true
   }
 
   #setReplies(enabled: boolean): void {

@@ -9,13 +9,13 @@ import { checkedLogger, DAY_MS } from '../options.ts'
 export interface TcmuServeOptions {
   /**
    * How long answers wait for company before the doorbell is rung for all of them. Default {@link anticipate}. The bound
-   * is that of the policy, and an answer that the kernel or an initiator waits for does not wait at all: ring or data
-   * area nearly full, a task management function pending, nothing else in flight.
+   * is that of the policy, and what the kernel or an initiator waits for does not wait at all: ring or data area nearly
+   * full, a task management function pending.
    */
   readonly doorbell?: SuppressionPolicy
   /**
-   * Most commands in flight, 1 to 65535. Default 4096. With fewer than the initiators send, task management waits on
-   * the ring behind the commands that it names.
+   * Most commands in flight, 1 to 65535. Default 4096. With fewer than the initiators send, task management may wait on
+   * the ring behind commands that were not taken yet.
    */
   readonly commandCountMax?: number
   /** Most commands taken in one turn of the event loop, 1 to 65536. Default 512. */
