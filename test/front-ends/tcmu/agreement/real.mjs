@@ -129,8 +129,10 @@ class TargetTrace {
   #buffer = Buffer.alloc(1 << 16)
   #rest = ''
 
+  // The tracepoint is switched on once, and the scheduler's, which would tell the names of tasks, never: a switch changes
+  // code that the other CPU may be executing, and QEMU 7.2 then runs the old code for ever, now and then.
   constructor() {
-    writeFileSync(`${TRACING}/trace`, '')
+    writeFileSync(`${TRACING}/options/record-cmd`, '0')
     writeFileSync(`${TRACING}/events/target/target_cmd_complete/enable`, '1')
   }
 
@@ -161,11 +163,14 @@ class TargetTrace {
     this.endings.set(key, ending)
   }
 
-  close() {
-    writeFileSync(`${TRACING}/events/target/target_cmd_complete/enable`, '0')
-    closeSync(this.#fd)
+  /** Forgets what was said before. */
+  clear() {
+    this.read()
+    this.endings.clear()
   }
 }
+
+const targetTrace = new TargetTrace()
 
 /** @implements {Machine} */
 class RealMachine {
@@ -177,7 +182,6 @@ class RealMachine {
   #files = []
   #buffer = Buffer.alloc(2 << 20)
   #kernelLog = openSync('/dev/kmsg', constants.O_RDONLY | constants.O_NONBLOCK)
-  #trace = new TargetTrace()
   #polls = false
   #closed = false
   /** @type {string[]} */
@@ -230,7 +234,7 @@ class RealMachine {
     stopScan()
     // Ids and blocks are free again, and the next entry is the first.
     machine.configure('action/reset_ring', '1')
-    machine.#trace.endings.clear()
+    targetTrace.clear()
     machine.#readLog()
     machine.#log = []
     return machine
@@ -240,7 +244,7 @@ class RealMachine {
   async #clearUnitAttention() {
     const { statuses } = await this.send({ tag: 0, cdb: Buffer.alloc(6) })
     if (statuses.at(-1) !== 2) throw new Error('no unit attention')
-    this.#trace.endings.clear()
+    targetTrace.clear()
   }
 
   /** @type {Machine['send']} */
@@ -281,10 +285,10 @@ class RealMachine {
     const waiting = this.#waiting.get(tag)
     if (waiting === undefined) return
     this.#waiting.delete(tag)
-    this.#trace.read()
+    targetTrace.read()
     const { cdb, dataInBytes = 0 } = waiting.command
     const key = Buffer.concat([cdb, Buffer.alloc(16 - cdb.length)]).toString('hex')
-    const ending = this.#trace.endings.get(key)
+    const ending = targetTrace.endings.get(key)
     if (ending === undefined) {
       return waiting.resolve({
         statuses: [],
@@ -378,7 +382,6 @@ class RealMachine {
     this.#closed = true
     for (const { fd } of this.#files) closeSync(fd)
     closeSync(this.#kernelLog)
-    this.#trace.close()
     await promises.unlink(`${PORT_GROUP}/lun/lun_0/device`)
     for (const path of [`${PORT_GROUP}/lun/lun_0`, PORT_GROUP, TARGET]) await promises.rmdir(path)
     this.port.close()
