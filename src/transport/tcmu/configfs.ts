@@ -492,9 +492,12 @@ export class CoreDevice {
    * Gives the buffer of a command that was completed with KEEP_BUF back to the kernel. The file stays open: this is
    * called once for each buffer. Nothing happens after {@link close} or when the device is gone, and the buffer with it.
    *
-   * @param id the kernel's number of the command, 1 to 65535; one that is not kept is refused (`EINVAL`)
+   * @param id the kernel's number of the command, 1 to 65535, else a `RangeError`; one that is not kept is refused
+   * (`EINVAL`)
    */
   async freeKeptBuffer(id: number): Promise<void> {
+    // Linux 6.1 takes 0 for a command that is there, and crashes.
+    integerIn('id', id, 1, 0xffff)
     if (this.#isClosed) return
     this.#freeKeptBuffer ??= this.#files.open(`${this.path}/action/free_kept_buf`).catch((error) => {
       // The next buffer tries again.
