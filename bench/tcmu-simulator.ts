@@ -1,6 +1,6 @@
 import { settled } from '../src/handlers/handler.ts'
 import {
-  adaptive,
+  anticipate,
   coalesce,
   compose,
   GiB,
@@ -15,13 +15,14 @@ import { interleave, iopsCell, markdownTable, spreadOf } from './statistics.ts'
 
 interface Doorbell {
   readonly name: string
-  readonly policy: SuppressionPolicy
+  /** A new one for each device. */
+  makePolicy(): SuppressionPolicy
 }
 
 const DOORBELLS: readonly Doorbell[] = [
-  { name: 'immediate', policy: immediate() },
-  { name: 'coalesce 32/50 µs', policy: coalesce({ countMax: 32, holdMicrosMax: 50 }) },
-  { name: 'adaptive', policy: adaptive() },
+  { name: 'immediate', makePolicy: immediate },
+  { name: 'coalesce 32/50 µs', makePolicy: () => coalesce({ countMax: 32, holdMicrosMax: 50 }) },
+  { name: 'adaptive', makePolicy: anticipate },
 ]
 
 /** Answers each request with a promise that settles at the end of the turn of the event loop. */
@@ -56,7 +57,7 @@ export async function benchTcmuSimulator(roundCount: number, durationMs: number)
       DOORBELLS.map((doorbell) => ({ queueDepth, doorbell })),
     )
     const samples = await interleave(cases, roundCount, ({ queueDepth, doorbell }) =>
-      runOnce(layers, doorbell.policy, queueDepth, durationMs),
+      runOnce(layers, doorbell.makePolicy(), queueDepth, durationMs),
     )
     const rows = cases.map(({ queueDepth, doorbell }, index) => rowOf(queueDepth, doorbell, samples[index]!))
     sections.push(`### TCMU, simulated kernel, ${store}, 4 KiB reads\n\n${markdownTable(HEADING, rows)}`)

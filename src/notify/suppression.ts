@@ -78,8 +78,11 @@ export interface AnticipateOptions {
   readonly holdMicrosMax?: number
 }
 
-/** Groups between two tries whether more would come: few enough to learn soon, rare enough for the 99th percentile. */
-const GROUPS_PER_TRY = 128
+/**
+ * Groups between two tries whether more would come: rare enough for the 99th percentile, and twice as rare after each try
+ * in which nobody came, so that one request at a time pays next to nothing.
+ */
+const GROUPS_PER_TRY = { min: 128, max: 8192 } as const
 
 /**
  * Waits for company only where company was seen to come, also when nothing is unanswered: a store that answers at once
@@ -98,12 +101,14 @@ export function anticipate(options: AnticipateOptions = {}): SuppressionPolicy {
   const holdMicrosMax = numberIn('holdMicrosMax', options.holdMicrosMax ?? 100, 1, 1_000_000)
   let expectedCount = 1
   let heldCount = 0
-  let groupsUntilTry = GROUPS_PER_TRY
+  let groupsPerTry: number = GROUPS_PER_TRY.min
+  let groupsUntilTry = groupsPerTry
 
   const learnFromExpiry = (): void => {
+    groupsPerTry = heldCount > 1 ? GROUPS_PER_TRY.min : Math.min(2 * groupsPerTry, GROUPS_PER_TRY.max)
+    groupsUntilTry = groupsPerTry
     expectedCount = Math.ceil((heldCount * 2) / 3)
     heldCount = 0
-    groupsUntilTry = GROUPS_PER_TRY
   }
 
   /** A group was as large as expected, so more may come; twice as many are waited for as long as that goes well. */

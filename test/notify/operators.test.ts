@@ -743,11 +743,11 @@ function decisions(policy: SuppressionPolicy, steps: readonly (number | 'expiry'
 }
 const ones = (count: number): readonly number[] => Array.from({ length: count }, () => 1)
 
-test('policies: anticipate holds one answer of 130 when no other ever comes, and never two in a row', (t) => {
+test('policies: anticipate holds ever more rarely when no other answer ever comes', (t) => {
   const policy = anticipate({ holdMicrosMax: 50 })
-  const perTry = decisions(policy, [...ones(129), 1, 'expiry', ...ones(128), 1, 1, 'expiry'])
+  const perTry = decisions(policy, [...ones(129), 1, 'expiry', ...ones(256), 1, 1, 'expiry', ...ones(512)])
   t.is(perTry.filter((hold) => hold !== 'now').length, 2)
-  t.deepEqual([perTry[129], perTry[259]], [50, 50])
+  t.deepEqual([perTry[129], perTry[387]], [50, 50])
 })
 
 test('policies: anticipate gathers ever more as long as they come, and two thirds of what came at last', (t) => {
