@@ -101,7 +101,7 @@ function tableOf(measurements: readonly TcmuMeasurement[]): string {
     }),
   )
   const header = ['workload', 'server', 'whole machine', 'doorbells / 1,000', 'uio reads / 1,000']
-  return `Instructions per I/O in a guest whose clock counts them, after a warm-up of 80,000 commands, in one boot; and compared
+  return `Instructions per I/O in a guest whose clock counts them, after a warm-up of 48,000 commands, in one boot; and compared
 with the peer. The image lies in memory for both. \`adaptive\` holds answers for up to 100 µs, which is little in this guest, as one
 instruction takes a nanosecond: \`adaptive:32,400\` shows what a longer hold gathers. The whole machine counts idle waits as
 well.
