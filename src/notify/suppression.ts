@@ -119,6 +119,11 @@ export function anticipate(options: AnticipateOptions = {}): SuppressionPolicy {
 
   return ({ readyCount, urgent, held }) => {
     if (!held && heldCount > 0) learnFromExpiry()
+    // Several at once: there is company again.
+    if (readyCount > 1) {
+      groupsPerTry = GROUPS_PER_TRY.min
+      groupsUntilTry = Math.min(groupsUntilTry, groupsPerTry)
+    }
     if (!urgent && readyCount < expectedCount) {
       heldCount = readyCount
       return holdMicrosMax
