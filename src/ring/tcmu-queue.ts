@@ -173,11 +173,6 @@ export class TcmuQueue {
     if (this.#lent.size > 0) await new Promise<void>((resolve) => this.#onDataFree.push(resolve))
   }
 
-  /** True when the kernel puts task management on the ring if it is asked to. */
-  get hasTaskManagement(): boolean {
-    return (this.#mailboxFlags & TcmuMailboxFlag.taskManagement) !== 0
-  }
-
   /** See the load of a `SuppressionPolicy`: ring or data nearly full, or an answer that an initiator waits for. */
   get urgent(): boolean {
     return this.#awaitedRecorded || this.#native.tidings[TcmuTidings.nearlyFull] !== 0

@@ -22,9 +22,4 @@ export class UnitAttentions {
   take(): Sense | undefined {
     return this.#pending.shift()
   }
-
-  /** The oldest condition, which stays pending. */
-  peek(): Sense | undefined {
-    return this.#pending[0]
-  }
 }
