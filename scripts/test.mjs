@@ -3,14 +3,16 @@
 //   npm test                      everything this machine can run
 //   npm test -- --only unit,native
 //
-// With CI set, asan, tsan and package run without being asked for, and a missing tool is a failure and not a skip.
-import { spawn } from 'node:child_process'
+// With CI set, asan, verify and package run without being asked for, and a missing tool is a failure and not a skip.
+// tsan is a rung of verify.
 import { readdirSync } from 'node:fs'
-import { delimiter, join } from 'node:path'
-import { createInterface } from 'node:readline'
+import { join } from 'node:path'
 import { parseArgs } from 'node:util'
+import { nativeTests } from './native-tests.mjs'
+import { run } from './processes.mjs'
 import { root } from './setup.mjs'
-import { noResults, readCtest, summaryLine, tapReader } from './test-results.mjs'
+import { noResults, summaryLine, tapReader } from './test-results.mjs'
+import { verify } from './verify/ladder.mjs'
 
 const inCi = Boolean(process.env.CI)
 
@@ -19,17 +21,18 @@ const suites = {
   lint: () => check('Biome has nothing to say', ['biome', 'ci', '--colors=off', '.']),
   types: () => check('the types fit', ['tsc', '-p', 'tsconfig.json']),
   unit: () => ava(testFiles('unit'), ['--concurrency', '2']),
-  native: () => native('test'),
+  native: () => nativeTests('test', { inCi }),
   // Emulated machines and clients that use whole cores: one at a time.
   'front-ends': () => ava(testFiles('front-ends'), ['--concurrency', '1', '--serial']),
-  asan: () => native('asan'),
-  tsan: () => native('tsan', ['clang++-14']),
+  asan: () => nativeTests('asan', { inCi }),
+  tsan: () => nativeTests('tsan', { inCi, tools: ['clang++-14'] }),
+  verify: () => verify({ inCi, show: console.log }),
   package: () => check('the package is in order', ['npm', 'run', '--silent', 'pack:check']),
 }
-const onlyInCi = ['asan', 'tsan', 'package']
+const onlyInCi = ['asan', 'verify', 'package']
 
 const { values: flags } = parseArgs({ options: { only: { type: 'string' } } })
-const usual = Object.keys(suites).filter((name) => inCi || !onlyInCi.includes(name))
+const usual = Object.keys(suites).filter((name) => name !== 'tsan' && (inCi || !onlyInCi.includes(name)))
 const chosen = flags.only?.split(',') ?? usual
 const unknown = chosen.find((name) => !(name in suites))
 if (unknown !== undefined) {
@@ -71,72 +74,6 @@ async function ava(files, flags) {
     results.failed.push(`ava ended with ${status} and named no failure`)
   }
   return results
-}
-
-/** Builds and runs the tests of the native core under a CMake preset. */
-async function native(preset, tools = []) {
-  const results = noResults()
-  const fail = (output, why) => {
-    console.log(output.trimEnd())
-    results.failed.push(`native tests (${preset}): ${why}`)
-    return results
-  }
-  const missing = [...tools, 'cmake', 'ninja'].filter((tool) => !isOnPath(tool))
-  const configured = missing.length === 0 ? await run(['cmake', '--preset', preset]) : undefined
-  if (configured?.output.includes('"doctest"')) missing.push('doctest')
-  if (missing.length > 0) {
-    results[inCi ? 'failed' : 'skipped'].push(
-      `native tests (${preset}): no ${missing.join(', no ')}; ` +
-        'apt-get install cmake ninja-build doctest-dev clang-14 libclang-rt-14-dev',
-    )
-    return results
-  }
-  if (configured.status !== 0) return fail(configured.output, 'cmake cannot configure the build')
-  const built = await run(['cmake', '--build', '--preset', preset])
-  if (built.status !== 0) return fail(built.output, 'the build fails')
-  const { status, output } = await run(['ctest', '--preset', preset, '--verbose'])
-  readCtest(output, results, console.log)
-  if (status !== 0 && results.failed.length === 0) return fail(output, `ctest ended with ${status}`)
-  return results
-}
-
-/**
- * Runs a command in the project's folder, with the project's own programs on PATH.
- *
- * @param {string[]} command
- * @param {(line: string) => void} [onLine] gets the lines of stdout; without it both outputs are collected
- * @returns {Promise<{ status: number | NodeJS.Signals, output: string }>}
- */
-function run([program, ...args], onLine) {
-  const child = spawn(program, args, {
-    cwd: root,
-    env: { ...process.env, PATH: `${join(root, 'node_modules/.bin')}${delimiter}${process.env.PATH}` },
-    stdio: ['ignore', 'pipe', onLine === undefined ? 'pipe' : 'inherit'],
-  })
-  let output = ''
-  if (onLine === undefined) {
-    for (const stream of [child.stdout, child.stderr]) {
-      stream.setEncoding('utf8').on('data', (text) => {
-        output += text
-      })
-    }
-  } else {
-    createInterface({ input: child.stdout }).on('line', onLine)
-  }
-  return new Promise((resolve, reject) => {
-    child.once('error', reject)
-    child.once('close', (status, signal) => resolve({ status: status ?? signal, output }))
-  })
-}
-
-function isOnPath(program) {
-  return process.env.PATH.split(delimiter).some((folder) => {
-    try {
-      return readdirSync(folder).includes(program)
-    } catch {
-      return false
-    }
-  })
 }
 
 /** @param {'unit' | 'front-ends'} suite */

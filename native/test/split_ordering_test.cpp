@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/mutants.h"
 #include "test_queue.h"
 
 namespace hushring::test {
@@ -63,23 +64,6 @@ class StoreBufferOrdering : public HardwareOrdering {
   static inline const void* watched_ = nullptr;
   static inline int countdown_ = 0;
   static inline std::function<void()> driver_;
-};
-
-// One mutant a fence or rule; names as in ordering.h.
-struct WithoutUsedEventFence : StoreBufferOrdering {
-  static void fence_used_index_then_used_event() noexcept {}
-};
-struct WithoutAvailFlagsFence : StoreBufferOrdering {
-  static void fence_used_index_then_avail_flags() noexcept {}
-};
-struct WithoutAvailEventFence : StoreBufferOrdering {
-  static void fence_avail_event_then_avail_index() noexcept {}
-};
-struct WithoutUsedFlagsFence : StoreBufferOrdering {
-  static void fence_used_flags_then_avail_index() noexcept {}
-};
-struct WithoutSecondLook : StoreBufferOrdering {
-  static constexpr bool looks_again_after_rearm = false;
 };
 
 template <class Ordering>
@@ -158,10 +142,10 @@ TEST_CASE("ordering: no signal is lost when the driver re-arms while the device 
 }
 
 TEST_CASE("ordering: control: without its fence the signal is lost, in each way of suppression") {
-  CHECK(loses_signal<WithoutUsedEventFence>(true));
-  CHECK_FALSE(loses_signal<WithoutUsedEventFence>(false));
-  CHECK(loses_signal<WithoutAvailFlagsFence>(false));
-  CHECK_FALSE(loses_signal<WithoutAvailFlagsFence>(true));
+  CHECK(loses_signal<mutants::F2EventIdx<StoreBufferOrdering>>(true));
+  CHECK_FALSE(loses_signal<mutants::F2EventIdx<StoreBufferOrdering>>(false));
+  CHECK(loses_signal<mutants::F2Flags<StoreBufferOrdering>>(false));
+  CHECK_FALSE(loses_signal<mutants::F2Flags<StoreBufferOrdering>>(true));
 }
 
 TEST_CASE("ordering: no kick is lost when the driver publishes while the device re-arms") {
@@ -170,10 +154,10 @@ TEST_CASE("ordering: no kick is lost when the driver publishes while the device 
 }
 
 TEST_CASE("ordering: control: without its fence the kick is lost, in each way of suppression") {
-  CHECK(loses_kick<WithoutAvailEventFence>(true));
-  CHECK_FALSE(loses_kick<WithoutAvailEventFence>(false));
-  CHECK(loses_kick<WithoutUsedFlagsFence>(false));
-  CHECK_FALSE(loses_kick<WithoutUsedFlagsFence>(true));
+  CHECK(loses_kick<mutants::F4EventIdx<StoreBufferOrdering>>(true));
+  CHECK_FALSE(loses_kick<mutants::F4EventIdx<StoreBufferOrdering>>(false));
+  CHECK(loses_kick<mutants::F4Flags<StoreBufferOrdering>>(false));
+  CHECK_FALSE(loses_kick<mutants::F4Flags<StoreBufferOrdering>>(true));
 }
 
 TEST_CASE("ordering: the second look finds what was published before the wish; suppression is back afterwards") {
@@ -185,8 +169,8 @@ TEST_CASE("ordering: the second look finds what was published before the wish; s
 }
 
 TEST_CASE("ordering: control: without the second look the kick is lost") {
-  CHECK(loses_kick<WithoutSecondLook>(true));
-  CHECK(loses_kick<WithoutSecondLook>(false));
+  CHECK(loses_kick<mutants::F5<StoreBufferOrdering>>(true));
+  CHECK(loses_kick<mutants::F5<StoreBufferOrdering>>(false));
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include <random>
 #include <thread>
 
+#include "core/mutants.h"
 #include "test_queue.h"
 
 namespace hushring::test {
@@ -71,17 +72,11 @@ TEST_CASE("threads: plain data is ordered by the indices") {
 }
 
 // Controls for ThreadSanitizer: CTest runs each alone in the tsan build and demands a report of a data race.
-struct RelaxedUsedPublish : HardwareOrdering {
-  static void publish_used_index(std::uint16_t* index, std::uint16_t value) noexcept { store_relaxed(index, value); }
-};
-struct RelaxedAvailLoad : HardwareOrdering {
-  static std::uint16_t acquire_avail_index(const std::uint16_t* index) noexcept { return load_relaxed(index); }
-};
 TEST_CASE("mutant F1: the used index is published without release" * doctest::skip()) {
-  CHECK(wrong_answers_while_polling<RelaxedUsedPublish>(1'000) == 0);
+  CHECK(wrong_answers_while_polling<mutants::F1<HardwareOrdering>>(1'000) == 0);
 }
 TEST_CASE("mutant F3: the available index is loaded without acquire" * doctest::skip()) {
-  CHECK(wrong_answers_while_polling<RelaxedAvailLoad>(1'000) == 0);
+  CHECK(wrong_answers_while_polling<mutants::F3<HardwareOrdering>>(1'000) == 0);
 }
 
 // ---- Both sides sleep: a lost wake-up stops the run ------------------------------------------------------------

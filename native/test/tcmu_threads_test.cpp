@@ -7,6 +7,7 @@
 #include <random>
 #include <thread>
 
+#include "core/mutants.h"
 #include "test_ring.h"
 
 namespace hushring::test {
@@ -73,17 +74,11 @@ TEST_CASE("threads: entries, answers and data are ordered by head and tail (tcmu
 }
 
 // Controls for ThreadSanitizer: CTest runs each alone in the tsan build and demands a report of a data race.
-struct RelaxedHeadLoad : HardwareOrdering {
-  static std::uint32_t acquire_command_head(const std::uint32_t* head) noexcept { return load_relaxed(head); }
-};
-struct RelaxedTailPublish : HardwareOrdering {
-  static void publish_command_tail(std::uint32_t* tail, std::uint32_t value) noexcept { store_relaxed(tail, value); }
-};
 TEST_CASE("mutant F9: the command head is loaded without acquire (tcmu-runner 688)" * doctest::skip()) {
-  CHECK(wrong_answers_while_polling<RelaxedHeadLoad>(1'000) == 0);
+  CHECK(wrong_answers_while_polling<mutants::F9<HardwareOrdering>>(1'000) == 0);
 }
 TEST_CASE("mutant F10: the command tail is published without release (tcmu-runner 688)" * doctest::skip()) {
-  CHECK(wrong_answers_while_polling<RelaxedTailPublish>(1'000) == 0);
+  CHECK(wrong_answers_while_polling<mutants::F10<HardwareOrdering>>(1'000) == 0);
 }
 
 // ---- A peer that rewrites what is being read -------------------------------------------------------------------

@@ -1,0 +1,64 @@
+// The product's orderings, each weakened once: for the proofs that have to fail when one is missing, and for nothing
+// else. Each is a template over the ordering policy it weakens, so that the same mutant runs on the hardware, under
+// ThreadSanitizer and in the memory models of the explorer. Names and numbers as in ordering.h; the list with what must
+// notice each of them is scripts/verify/mutants.mjs.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+namespace hushring::mutants {
+
+// A weakened fence still orders everything but a store with a later load, which is what kvmtool's wmb() did.
+inline void fence_acq_rel() noexcept { std::atomic_thread_fence(std::memory_order_acq_rel); }
+
+template <class Base>
+struct F1 : Base {
+  static void publish_used_index(std::uint16_t* index, std::uint16_t value) noexcept {
+    Base::store_relaxed(index, value);
+  }
+};
+
+template <class Base>
+struct F2EventIdx : Base {
+  static void fence_used_index_then_used_event() noexcept { fence_acq_rel(); }
+};
+
+template <class Base>
+struct F2Flags : Base {
+  static void fence_used_index_then_avail_flags() noexcept { fence_acq_rel(); }
+};
+
+template <class Base>
+struct F3 : Base {
+  static std::uint16_t acquire_avail_index(const std::uint16_t* index) noexcept { return Base::load_relaxed(index); }
+};
+
+template <class Base>
+struct F4EventIdx : Base {
+  static void fence_avail_event_then_avail_index() noexcept { fence_acq_rel(); }
+};
+
+template <class Base>
+struct F4Flags : Base {
+  static void fence_used_flags_then_avail_index() noexcept { fence_acq_rel(); }
+};
+
+template <class Base>
+struct F5 : Base {
+  static constexpr bool looks_again_after_rearm = false;
+};
+
+template <class Base>
+struct F9 : Base {
+  static std::uint32_t acquire_command_head(const std::uint32_t* head) noexcept { return Base::load_relaxed(head); }
+};
+
+template <class Base>
+struct F10 : Base {
+  static void publish_command_tail(std::uint32_t* tail, std::uint32_t value) noexcept {
+    Base::store_relaxed(tail, value);
+  }
+};
+
+}  // namespace hushring::mutants
