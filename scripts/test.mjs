@@ -5,13 +5,11 @@
 //
 // With CI set, asan, verify and package run without being asked for, and a missing tool is a failure and not a skip.
 // tsan is a rung of verify.
-import { readdirSync } from 'node:fs'
-import { join } from 'node:path'
 import { parseArgs } from 'node:util'
+import { avaTests } from './ava-tests.mjs'
 import { nativeTests } from './native-tests.mjs'
 import { run } from './processes.mjs'
-import { root } from './setup.mjs'
-import { noResults, summaryLine, tapReader } from './test-results.mjs'
+import { noResults, summaryLine } from './test-results.mjs'
 import { verify } from './verify/ladder.mjs'
 
 const inCi = Boolean(process.env.CI)
@@ -20,10 +18,9 @@ const inCi = Boolean(process.env.CI)
 const suites = {
   lint: () => check('Biome has nothing to say', ['biome', 'ci', '--colors=off', '.']),
   types: () => check('the types fit', ['tsc', '-p', 'tsconfig.json']),
-  unit: () => ava(testFiles('unit'), ['--concurrency', '2']),
+  unit: () => avaTests('unit'),
   native: () => nativeTests('test', { inCi }),
-  // Emulated machines and clients that use whole cores: one at a time.
-  'front-ends': () => ava(testFiles('front-ends'), ['--concurrency', '1', '--serial']),
+  'front-ends': () => avaTests('front-ends'),
   asan: () => nativeTests('asan', { inCi }),
   tsan: () => nativeTests('tsan', { inCi, tools: ['clang++-14'] }),
   verify: () => verify({ inCi, show: console.log }),
@@ -63,25 +60,4 @@ async function check(title, command) {
   if (status === 0) return { ...noResults(), passed: 1 }
   console.log(output.trimEnd())
   return { ...noResults(), failed: [title] }
-}
-
-async function ava(files, flags) {
-  const results = noResults()
-  // Without files AVA would run all there are.
-  if (files.length === 0) return results
-  const { status } = await run(['ava', '--tap', ...flags, ...files], tapReader(results, console.log))
-  if (status !== 0 && results.failed.length === 0) {
-    results.failed.push(`ava ended with ${status} and named no failure`)
-  }
-  return results
-}
-
-/** @param {'unit' | 'front-ends'} suite */
-function testFiles(suite) {
-  return readdirSync(join(root, 'test'), { recursive: true })
-    .filter(
-      (file) => file.endsWith('.test.ts') && file.startsWith('front-ends/') === (suite === 'front-ends'),
-    )
-    .map((file) => join('test', file))
-    .sort()
 }

@@ -2,7 +2,7 @@
 import { readdirSync } from 'node:fs'
 import { isOnPath } from '../processes.mjs'
 import { noResults, summaryLine } from '../test-results.mjs'
-import { mutants } from './mutants.mjs'
+import { mutants as productMutants } from './mutants.mjs'
 
 /**
  * @typedef {import('../test-results.mjs').Results} Results
@@ -43,12 +43,24 @@ export async function loadRungs() {
 /**
  * Runs rungs and prints their table, and the table of the mutants.
  *
- * @param {{ inCi: boolean, show: (line: string) => void, names?: string[], mutantsOnly?: boolean }} options `names`:
- *   some rungs only, whose mutants are then shown and not judged; all by default
+ * @param {object} options
+ * @param {boolean} options.inCi
+ * @param {(line: string) => void} options.show
+ * @param {string[]} [options.names] some rungs only, whose mutants are then shown and not judged; all by default
+ * @param {boolean} [options.mutantsOnly] only what tells whether mutants are killed
+ * @param {(Rung & { name: string })[]} [options.rungs] default: those of rungs/
+ * @param {import('./mutants.mjs').Mutant[]} [options.mutants] default: those of mutants.mjs
  * @returns {Promise<Results>}
  */
-export async function verify({ inCi, show, names, mutantsOnly = false }) {
-  const rungs = (await loadRungs()).filter(({ name, killsMutants }) =>
+export async function verify({
+  inCi,
+  show,
+  names,
+  mutantsOnly = false,
+  rungs: all,
+  mutants = productMutants,
+}) {
+  const rungs = (all ?? (await loadRungs())).filter(({ name, killsMutants }) =>
     names === undefined ? !mutantsOnly || killsMutants : names.includes(name),
   )
   const total = noResults()
@@ -67,8 +79,9 @@ export async function verify({ inCi, show, names, mutantsOnly = false }) {
     show(`verify ${rung.name}: ${summaryLine(results)}, ${results.figure} (${seconds} s)`)
   }
   for (const line of table(['rung', 'name', 'checks', 'figure', 's'], rows)) show(line)
-  const score = scoreOf(kills)
-  for (const line of score.lines) show(line)
+  const isTried = ({ id }) => [...kills.values()].some((killed) => id in killed)
+  const score = scoreOf(names === undefined ? mutants : mutants.filter(isTried), kills)
+  if (score.rows.length > 0) for (const line of score.lines) show(line)
   if (names === undefined) {
     total.passed += score.killedCount
     total.failed.push(...score.survivors)
@@ -91,17 +104,15 @@ async function climb(rung, context) {
         })
       : { ...noResults(), figure: '', notRun: why }
   if (results.notRun === undefined) {
-    if (results.passed + results.failed.length === 0) results.failed.push('nothing ran')
-    return results
+    if (results.passed + results.failed.length > 0) return results
+    return { ...results, failed: ['nothing ran'] }
   }
   const title = `not run: ${results.notRun}`
-  results[context.inCi ? 'failed' : 'skipped'].push(title)
-  results.figure = title
-  return results
+  return { ...noResults(), [context.inCi ? 'failed' : 'skipped']: [title], figure: title }
 }
 
 /** The mutation score: each mutant must be killed by each of its killers. */
-function scoreOf(kills) {
+function scoreOf(mutants, kills) {
   const survivors = []
   const rows = mutants.map(({ id, weakened, killers }) => {
     const verdicts = killers.map((name) => {
@@ -117,6 +128,7 @@ function scoreOf(kills) {
   return {
     survivors,
     killedCount,
+    rows,
     lines: [
       ...table(['mutant', 'weakened', 'rungs'], rows),
       `mutation score: ${killedCount} of ${mutants.length} killed by every rung that must (${percent} %)`,

@@ -193,6 +193,7 @@ test('hushring demo --tcmu --json verifies every byte, and doorbells are what th
     ok: boolean
     ways: (TcmuDemoResult & { name: string })[]
   }
+  t.log(String(output))
   t.true(ok)
   const doorbellsPerThousand = Object.fromEntries(
     ways.map(({ name, doorbells, requests }) => [name, (doorbells * 1000) / requests]),

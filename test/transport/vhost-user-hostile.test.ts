@@ -1,4 +1,12 @@
-import { closeSync, ftruncateSync, openSync, readFileSync, writeSync } from 'node:fs'
+import {
+  closeSync,
+  ftruncateSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  writeSync,
+} from 'node:fs'
 import { setImmediate as turn } from 'node:timers/promises'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
@@ -24,6 +32,17 @@ import { expectServed, heldDisk, listen, start } from '../helpers/vhost-user-ben
 
 const EVENT_IDX = 1n << 29n
 const INDIRECT_DESC = 1n << 28n
+
+// What the modules were read from is still being closed when the first test begins.
+test.before(() => until(() => !readdirSync('/proc/self/fd').some(isOpenModule)))
+
+function isOpenModule(fd: string): boolean {
+  try {
+    return /\.[mc]?[jt]s$/.test(readlinkSync(`/proc/self/fd/${fd}`))
+  } catch {
+    return false // closed since
+  }
+}
 
 // ---- front-ends that break the protocol -----------------------------------------------------------------------
 
@@ -394,7 +413,7 @@ test.serial(
       }
     }
     // The heap of a young process grows for a while whatever it does.
-    await disconnect(500)
+    await disconnect(1000)
     const fdCount = openFdCount()
     const before = memoryBytes()
     await disconnect(1000)

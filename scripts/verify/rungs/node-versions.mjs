@@ -1,0 +1,35 @@
+// The unit tests on the other versions of Node that package.json allows, all with the one binary that the version at
+// hand built: Node-API promises that.
+import { join } from 'node:path'
+import { avaTests } from '../../ava-tests.mjs'
+import { run } from '../../processes.mjs'
+import { root } from '../../setup.mjs'
+import { noResults } from '../../test-results.mjs'
+
+const folder = join(root, 'scripts/verify/node-versions')
+const majors = [22, 24, 26]
+
+/** @type {import('../ladder.mjs').Rung} */
+export default {
+  number: '14',
+  title: 'the suite on other versions of Node',
+  async run({ show }) {
+    const results = { ...noResults(), figure: '' }
+    // They are programs and no part of the project's own packages, so that nobody has to download them to use it.
+    const install = ['npm', 'ci', '--ignore-scripts', '--no-audit', '--no-fund', '--prefix', folder]
+    const installed = await run(install)
+    if (installed.status !== 0) return { ...results, notRun: `npm cannot install Node: ${installed.output}` }
+    const figures = []
+    for (const major of majors) {
+      const bin = join(folder, 'node_modules', `node-${major}`, 'bin')
+      const version = (await run([join(bin, 'node'), '--version'])).output.trim()
+      const { passed, failed, skipped } = await avaTests('unit', { show, nodeFolder: bin })
+      if (!version.startsWith(`v${major}.`)) failed.push(`a program that says ${version}`)
+      results.passed += passed
+      results.failed.push(...failed.map((title) => `${version}: ${title}`))
+      results.skipped.push(...skipped.map((title) => `${version}: ${title}`))
+      figures.push(`${version} ${passed} passed`)
+    }
+    return { ...results, figure: figures.join(', ') }
+  },
+}
