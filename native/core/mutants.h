@@ -61,4 +61,9 @@ struct F10 : Base {
   }
 };
 
+template <class Base>
+struct F12 : Base {
+  static void fence_event_then_command_head() noexcept {}
+};
+
 }  // namespace hushring::mutants

@@ -45,5 +45,9 @@ export const mutants = [
     killers: ['explorer', 'disassembly', 'tsan'],
   },
   { id: 'F11', weakened: 'the doorbell is rung before the tail is stored', killers: ['explorer'] },
-  { id: 'F12', weakened: 'no look at cmd_head after the event was read', killers: ['explorer'] },
+  {
+    id: 'F12',
+    weakened: 'no full fence between the event and the last look at cmd_head',
+    killers: ['explorer', 'disassembly'],
+  },
 ]
