@@ -62,6 +62,11 @@ struct F10 : Base {
 };
 
 template <class Base>
+struct F11 : Base {
+  static constexpr bool publishes_while_ringing = true;
+};
+
+template <class Base>
 struct F12 : Base {
   static void fence_event_then_command_head() noexcept {}
 };

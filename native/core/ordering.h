@@ -90,11 +90,12 @@ struct HardwareOrdering {
   }
 
   // ---- F11: the doorbell comes after the tail, one at a time (TCMU) -----------------------------------------
-  // No function: the write() that rings the doorbell runs the kernel's drain in its caller, so program order is all
+  // No fence: the write() that rings the doorbell runs the kernel's drain in its caller, so program order is all
   // it takes in the thread that stored the tail, and a lock that hands the doorbell over is all it takes in another.
   // Prevented: thread A stores the tail while thread B is inside write(); B's drain may see the new tail before the
   // slots (F10), or have looked for the last time just before A's store and leave its answers for ever.
   // Partner: the kernel's drain. Hence no tail is stored while a doorbell is being rung, and every tail gets one.
+  static constexpr bool publishes_while_ringing = false;
 
   // ---- F12: the event is consumed, then the last look at the command head (TCMU) ----------------------------
   // TCMU has no wish to be told or not: the kernel counts an event after every publish. But it does not order the

@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/mutants.h"
 #include "core/tcmu.h"
 #include "os/tcmu_server.h"
 #include "os/tcmu_simulator.h"
@@ -35,13 +36,17 @@ class SlowPort final : public os::TcmuPort {
     ++begun;
     while (shut) std::this_thread::yield();
     const int error = port_->ring_doorbell();
+    ++drained;
+    while (slow_to_return) std::this_thread::yield();
     ++ended;
     return removed ? EIO : error;
   }
   [[nodiscard]] bool truncated() const noexcept override { return cut; }
 
   std::atomic<bool> shut = false;  // doorbells wait
+  std::atomic<bool> slow_to_return = false;  // doorbells that looked at the tail for the last time wait
   std::atomic<int> begun = 0;
+  std::atomic<int> drained = 0;
   std::atomic<int> ended = 0;
   std::atomic<bool> removed = false;
   std::atomic<bool> cut = false;
@@ -52,17 +57,18 @@ class SlowPort final : public os::TcmuPort {
 
 // A simulated device with READ commands on its ring, and its server. Each answer has bytes to copy, so each batch is
 // rung from the thread.
-class Bench {
+template <class Ordering>
+class BasicBench {
  public:
-  Bench() {
+  BasicBench() {
     os::Result failure;
     simulator = TcmuSimulator::make({.ring_bytes = 4096, .data_area_bytes = 16 * 4096}, failure);
     REQUIRE(simulator != nullptr);
     port = std::make_shared<SlowPort>(simulator->open());
-    server = std::make_unique<os::TcmuServer>(port, kOptions, tables(), 0);
+    server = std::make_unique<os::BasicTcmuServer<Ordering>>(port, kOptions, tables(), 0);
     REQUIRE(server->start() == Fault::kNone);
   }
-  ~Bench() { port->shut = false; }
+  ~BasicBench() { port->shut = port->slow_to_return = false; }
 
   // Takes one more READ. Returns its number.
   std::uint32_t take() {
@@ -84,7 +90,7 @@ class Bench {
   static constexpr TcmuOptions kOptions{.command_count_max = 8, .batch_count_max = 8};
   std::shared_ptr<TcmuSimulator> simulator;
   std::shared_ptr<SlowPort> port;
-  std::unique_ptr<os::TcmuServer> server;
+  std::unique_ptr<os::BasicTcmuServer<Ordering>> server;
   TcmuCounters counters{};
 
  private:
@@ -108,6 +114,8 @@ class Bench {
   std::vector<std::uint32_t> aborted_ = std::vector<std::uint32_t>(kOptions.aborted_rows());
   std::uint64_t tag_ = 0;
 };
+
+using Bench = BasicBench<HardwareOrdering>;
 
 TEST_CASE("tcmu server: what is answered while the thread rings is published by the thread, with one more doorbell") {
   Bench bench;
@@ -165,6 +173,30 @@ TEST_CASE("tcmu server: stop waits for the doorbell and nothing is published aft
   CHECK(bench.port->ended == 1);
   CHECK(bench.finished_count() == 1);
   opener.join();
+}
+
+// Answers a second command while the thread that rang for the first is on its way out of the kernel, which has looked
+// at the tail for the last time.
+template <class Ordering>
+bool loses_answer() {
+  BasicBench<Ordering> bench;
+  const std::uint32_t first = bench.take();
+  const std::uint32_t second = bench.take();
+  bench.port->slow_to_return = true;
+  bench.answer(first);
+  bench.wait_for(bench.port->drained, 1);
+  bench.answer(second);
+  bench.port->slow_to_return = false;
+  bench.server->free_kept(first);  // gives nothing up, but waits until nobody rings
+  return bench.finished_count() != 2;
+}
+
+TEST_CASE("ordering: no answer is lost that is given while a doorbell is being rung") {
+  CHECK_FALSE(loses_answer<HardwareOrdering>());
+}
+
+TEST_CASE("ordering: mutant F11: without one completer at a time the answer is lost") {
+  CHECK(loses_answer<mutants::F11<HardwareOrdering>>());
 }
 
 TEST_CASE("tcmu server: a device that is gone, or lost a part of its memory, is not started again") {

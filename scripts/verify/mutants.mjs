@@ -19,32 +19,36 @@ export const mutants = [
   {
     id: 'F2-event-idx',
     weakened: 'no full fence before used_event',
-    killers: ['explorer', 'spin', 'disassembly', 'litmus'],
+    killers: ['scripted', 'explorer', 'spin', 'disassembly', 'litmus'],
   },
   {
     id: 'F2-flags',
     weakened: 'no full fence before avail.flags',
-    killers: ['explorer', 'spin', 'disassembly', 'litmus'],
+    killers: ['scripted', 'explorer', 'spin', 'disassembly', 'litmus'],
   },
   { id: 'F3', weakened: 'avail.idx is loaded without acquire', killers: ['explorer', 'disassembly', 'tsan'] },
   {
     id: 'F4-event-idx',
     weakened: 'no full fence after avail_event',
-    killers: ['explorer', 'spin', 'disassembly', 'litmus'],
+    killers: ['scripted', 'explorer', 'spin', 'disassembly', 'litmus'],
   },
   {
     id: 'F4-flags',
     weakened: 'no full fence after used.flags',
-    killers: ['explorer', 'spin', 'disassembly', 'litmus'],
+    killers: ['scripted', 'explorer', 'spin', 'disassembly', 'litmus'],
   },
-  { id: 'F5', weakened: 'no second look after asking for kicks', killers: ['explorer', 'spin', 'litmus'] },
+  {
+    id: 'F5',
+    weakened: 'no second look after asking for kicks',
+    killers: ['scripted', 'explorer', 'spin', 'litmus'],
+  },
   { id: 'F9', weakened: 'cmd_head is loaded without acquire', killers: ['explorer', 'disassembly', 'tsan'] },
   {
     id: 'F10',
     weakened: 'cmd_tail is published without release',
     killers: ['explorer', 'disassembly', 'tsan'],
   },
-  { id: 'F11', weakened: 'the doorbell is rung before the tail is stored', killers: ['explorer'] },
+  { id: 'F11', weakened: 'a tail is stored while somebody else rings', killers: ['scripted'] },
   {
     id: 'F12',
     weakened: 'no full fence between the event and the last look at cmd_head',

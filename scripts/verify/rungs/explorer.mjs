@@ -1,6 +1,7 @@
 // Every order of the rings' accesses under four memory models (native/explore): the product must be right in each state,
 // and each mutant must come to a mistake.
 import { join } from 'node:path'
+import { buildNative } from '../../native-tests.mjs'
 import { run } from '../../processes.mjs'
 import { root } from '../../setup.mjs'
 import { noResults } from '../../test-results.mjs'
@@ -15,15 +16,10 @@ export default {
   packages: ['cmake', 'ninja-build', 'doctest-dev'],
   killsMutants: true,
   async run({ show }) {
-    for (const build of [
-      ['cmake', '--preset', 'test'],
-      ['cmake', '--build', '--preset', 'test', '--target', 'hushring_explore'],
-    ]) {
-      const { status, output } = await run(build)
-      if (status === 0) continue
-      show(output)
-      return { ...noResults(), failed: ['the explorer does not build'], figure: 'none' }
-    }
+    const { missing, failure, output } = await buildNative('test', { target: 'hushring_explore' })
+    if (missing.length > 0) return { ...noResults(), figure: '', notRun: `no ${missing.join(', no ')}` }
+    if (failure !== undefined) show(output)
+    if (failure !== undefined) return { ...noResults(), failed: [failure], figure: 'none' }
     const program = join(root, 'out/test/hushring_explore')
     const runs = await Promise.all(
       Array.from({ length: parts }, (_, part) => run([program, '--part', `${part}/${parts}`])),
