@@ -54,4 +54,5 @@ export const mutants = [
     weakened: 'no full fence between the event and the last look at cmd_head',
     killers: ['explorer', 'disassembly'],
   },
+  { id: 'F14', weakened: 'memory is unmapped before its last user is through', killers: ['simulate'] },
 ]

@@ -1,4 +1,4 @@
-import { defer, map, merge, type Observable, Subject, tap } from 'rxjs'
+import { defer, map, merge, type Observable, type SchedulerLike, Subject, tap } from 'rxjs'
 import type { HushringError } from '../errors.ts'
 import type { Handler } from '../handlers/handler.ts'
 import type { Published } from '../ring/queue.ts'
@@ -30,6 +30,8 @@ export interface ServeOptions<Io extends RingRequest = RingRequest> {
   readonly giveUp?: Observable<HushringError>
   readonly onFailure?: (request: Io, error: HushringError) => void
   readonly onLateAnswer?: () => void
+  /** The clock of everything that waits. Default: each operator's own, which are the event loop's. */
+  readonly scheduler?: SchedulerLike
 }
 
 /**
@@ -60,6 +62,7 @@ export function serveQueue<Io extends RingRequest>(
         policy: options.suppression,
         inFlightCount: () => queue.inFlightCount,
         isUrgent: () => queue.urgent === true,
+        ...(options.scheduler === undefined ? {} : { scheduler: options.scheduler }),
       }),
       map(() => queue.publish()),
       // Not armed means that the driver owes no kick for what is visible now, or that credits came back:

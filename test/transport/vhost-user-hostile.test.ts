@@ -27,6 +27,7 @@ import {
 import { MiB } from '../../src/units.ts'
 import { FakeGuest, type FakeGuestOptions } from '../helpers/fake-guest.ts'
 import { openFdCount } from '../helpers/open-fds.ts'
+import { randomFrom } from '../helpers/random.ts'
 import { until } from '../helpers/until.ts'
 import { expectServed, heldDisk, listen, start } from '../helpers/vhost-user-bench.ts'
 
@@ -499,17 +500,6 @@ async function disconnectSomewhere(socketPath: string, random: () => number): Pr
   }
   if (depth > 4) guest.frontEnd.send('GET_VRING_BASE', encodeVringState({ index: 0, num: 0 }))
   guest.close()
-}
-
-/** A small generator with a seed (mulberry32), so that a failing run can be repeated. */
-function randomFrom(seed: number): () => number {
-  let state = seed
-  return () => {
-    state = (state + 0x6d2b79f5) | 0
-    let mixed = Math.imul(state ^ (state >>> 15), 1 | state)
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32
-  }
 }
 
 /** Memory in use after a full collection. */
