@@ -1,11 +1,8 @@
 // startDriverThread: a driver with a load of its own, as src/native.ts declares it (NativeDriverThread).
 //
-// Ownership: the functions of a driver and the ArrayBuffer of its counters hold its handle. While it runs, the
-// environment holds it too: a worker that is terminated stops the thread and waits for it, so that the thread never
-// outlives what it uses.
+// Ownership: the functions of a driver and the ArrayBuffer of its counters hold its handle.
 #include <napi.h>
 
-#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <memory>
@@ -14,6 +11,7 @@
 #include "addon/bindings.h"
 #include "addon/errors.h"
 #include "addon/option_reader.h"
+#include "addon/thread_handle.h"
 #include "os/driver_thread.h"
 
 namespace hushring {
@@ -58,49 +56,7 @@ os::DriverOptions read_options(OptionReader& reader) {
                    .queue_depth = u32("queueDepth", 1, kSplitQueueSizeMax)}};
 }
 
-class DriverHandle : public std::enable_shared_from_this<DriverHandle> {
- public:
-  explicit DriverHandle(std::unique_ptr<os::DriverThread> thread) : thread_(std::move(thread)) {}
-
-  [[nodiscard]] os::DriverThread& thread() noexcept { return *thread_; }
-
-  void run(Napi::Env env, const Napi::Value& on_done) {
-    if (!on_done.IsFunction()) return throw_type_error(env, "onDone", "a function");
-    if (std::exchange(spent_, true)) {
-      return throw_coded(Napi::Error::New(env, "the driver was closed, or ran before"), "ERR_CLOSED");
-    }
-    auto done = Napi::ThreadSafeFunction::New(env, on_done.As<Napi::Function>(), "hushring driver", 1, 1);
-    // Hooks run in reverse order: this one, which waits for the thread, before the one that ends `done`.
-    napi_add_env_cleanup_hook(env, end_with_environment, this);
-    held_by_environment_ = shared_from_this();
-    const int error = thread_->run([done] {
-      done.NonBlockingCall();
-      done.Release();
-    });
-    if (error == 0) return;
-    done.Release();
-    close(env);
-    throw_system_error(env, error, "pthread_create");
-  }
-
-  void close(napi_env env) {
-    spent_ = true;
-    thread_->close();
-    if (held_by_environment_ == nullptr) return;
-    napi_remove_env_cleanup_hook(env, end_with_environment, this);
-    held_by_environment_.reset();
-  }
-
- private:
-  static void end_with_environment(void* data) {
-    const std::shared_ptr<DriverHandle> handle = std::move(static_cast<DriverHandle*>(data)->held_by_environment_);
-    handle->thread_->close();
-  }
-
-  const std::unique_ptr<os::DriverThread> thread_;
-  std::shared_ptr<DriverHandle> held_by_environment_;
-  bool spent_ = false;  // run or closed
-};
+using DriverHandle = ThreadHandle<os::DriverThread>;
 
 Napi::Value latency_nanos(DriverHandle& handle, const Napi::CallbackInfo& info) {
   const double quantile = info[0].IsNumber() ? info[0].As<Napi::Number>().DoubleValue() : 0;
@@ -130,30 +86,19 @@ Napi::Value start_driver_thread(const Napi::CallbackInfo& info) {
     return env.Undefined();
   }
 
-  const auto handle = std::make_shared<DriverHandle>(std::move(thread));
+  const auto handle = std::make_shared<DriverHandle>(std::move(thread), "driver");
   const Napi::Object driver = Napi::Object::New(env);
   const SplitLayout& ring = handle->thread().ring();
   driver.Set("descriptorAddress", Napi::BigInt::New(env, ring.descriptor_address));
   driver.Set("availableAddress", Napi::BigInt::New(env, ring.avail_address));
   driver.Set("usedAddress", Napi::BigInt::New(env, ring.used_address));
-  // The memory is the handle's, not JavaScript's: whatever becomes of the buffer, the thread can count.
-  const auto counters = Napi::ArrayBuffer::New(env, &handle->thread().counters(), sizeof(os::DriverCounters),
-                                               [handle](Napi::Env, void*) {});
-  constexpr std::size_t kCounterCount = sizeof(os::DriverCounters) / sizeof(std::uint64_t);
-  driver.Set("counters", Napi::BigUint64Array::New(env, kCounterCount, counters, 0));
+  driver.Set("counters", counters_of(env, handle));
   const auto define = [&](const char* name, auto body) {
     const auto function = [handle, body](const Napi::CallbackInfo& call) -> Napi::Value { return body(*handle, call); };
     driver.Set(name, Napi::Function::New(env, function, name));
   };
   define("latencyNanos", latency_nanos);
-  define("run", [](DriverHandle& running, const Napi::CallbackInfo& call) -> Napi::Value {
-    running.run(call.Env(), call[0]);
-    return call.Env().Undefined();
-  });
-  define("close", [](DriverHandle& running, const Napi::CallbackInfo& call) -> Napi::Value {
-    running.close(call.Env());
-    return call.Env().Undefined();
-  });
+  define_run_and_close(driver, handle);
   return driver;
 }
 

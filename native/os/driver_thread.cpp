@@ -1,8 +1,6 @@
 #include "os/driver_thread.h"
 
 #include <poll.h>
-#include <signal.h>
-#include <time.h>
 
 #include <algorithm>
 #include <atomic>
@@ -15,6 +13,7 @@
 
 #include "core/ordering.h"
 #include "core/peer/virtio_blk.h"
+#include "os/clock.h"
 #include "os/eventfd.h"
 #include "os/latency_histogram.h"
 #include "os/unique_fd.h"
@@ -63,12 +62,6 @@ BlockLoadOptions load_options_for(const DriverOptions& options) noexcept {
   BlockLoadOptions load = options.load;
   load.queue_depth = plan_for(options).depth;
   return load;
-}
-
-std::uint64_t monotonic_nanos() noexcept {
-  timespec now{};
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<std::uint64_t>(now.tv_nsec);
 }
 
 // Only this thread writes the counter; others read it at any time.
@@ -315,30 +308,15 @@ DriverCounters& DriverThread::counters() noexcept { return load_->counters(); }
 std::uint64_t DriverThread::latency_nanos(double quantile) const noexcept { return load_->latency_nanos(quantile); }
 
 int DriverThread::run(std::function<void()> on_done) {
-  on_done_ = std::move(on_done);
-  const auto body = [](void* argument) -> void* {
-    auto* const self = static_cast<DriverThread*>(argument);
-    self->load_->work();
-    self->on_done_();
-    return nullptr;
-  };
-  // The thread inherits the mask. Signals to the process are for its other threads; those that an access of its own
-  // raises must reach it, SIGBUS above all, which the guard answers (sigbus_guard.h).
-  sigset_t others;
-  sigset_t before;
-  sigfillset(&others);
-  for (const int own : {SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGTRAP}) sigdelset(&others, own);
-  pthread_sigmask(SIG_SETMASK, &others, &before);
-  const int error = pthread_create(&thread_, nullptr, body, this);
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  joinable_ = error == 0;
-  return error;
+  return thread_.start([this, done = std::move(on_done)] {
+    load_->work();
+    done();
+  });
 }
 
 void DriverThread::close() noexcept {
-  if (!std::exchange(joinable_, false)) return;
   load_->stop();
-  pthread_join(thread_, nullptr);
+  thread_.join();
 }
 
 }  // namespace hushring::os

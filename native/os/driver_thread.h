@@ -2,8 +2,6 @@
 // waking through eventfds, each answer checked. It never spins: without work it sleeps in poll.
 #pragma once
 
-#include <pthread.h>
-
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -13,6 +11,7 @@
 #include "core/peer/block_load.h"
 #include "core/peer/split_driver.h"
 #include "os/mapped_region.h"
+#include "os/thread.h"
 
 namespace hushring::os {
 
@@ -84,9 +83,7 @@ class DriverThread {
   explicit DriverThread(std::unique_ptr<Load> load) noexcept;
 
   const std::unique_ptr<Load> load_;
-  std::function<void()> on_done_;
-  pthread_t thread_{};
-  bool joinable_ = false;
+  Thread thread_;
 };
 
 }  // namespace hushring::os
