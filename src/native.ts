@@ -162,6 +162,13 @@ export interface NativeBinding {
   // ---- the driver's half, for the loopback, tests and benches ---------------------------------------------
   /** See {@link NativeDriverThread}. */
   startDriverThread(options: NativeDriverThreadOptions): NativeDriverThread
+
+  // ---- litmus tests -----------------------------------------------------------------------------------------
+  /** See {@link NativeLitmus}. */
+  createLitmus(options: NativeLitmusOptions): NativeLitmus
+  /** CPUs that this process may use (sched_getaffinity). */
+  usableCpuCount(): number
+
   /** Memory barriers, orderings and facts about the build, for `hushring --version` and tests. */
   readonly build: { readonly napiVersion: number; readonly compiler: string; readonly sanitizer: string }
 }
@@ -734,6 +741,47 @@ export const DriverCounter = {
   /** What the device did wrong on the ring, after which the load ends; 0: nothing (native/core/peer/split_driver.h). */
   deviceFault: 10,
   count: 11,
+} as const
+
+/** What {@link NativeBinding.createLitmus} tests, and for how long. */
+export interface NativeLitmusOptions {
+  /** True: a whole ring with eventfds. False: the two accesses of each side and the fence between them, paced. */
+  readonly wholeRing: boolean
+  /** The step of the device that is tested: {@link LitmusStep}. The second look needs a whole ring. */
+  readonly step: number
+  /** False: suppression by flags. */
+  readonly eventIdx: boolean
+  /** True: the device without this step, so that the loss can be seen. */
+  readonly weakened: boolean
+  /** Ends after about so many rounds; 0: no limit. */
+  readonly roundCountMax: number
+  /** Ends after about so many losses; 0: no limit. A whole ring ends with its first one. */
+  readonly lostCountMax: number
+  readonly durationMs: number
+}
+
+/** The steps of `native/core/ordering.h` that a machine like this one can show to be missing: F2, F4, F5. */
+export const LitmusStep = { signal: 0, kick: 1, secondLook: 2 } as const
+
+/** A litmus test on two threads of its own, pinned to two CPUs, and one that supervises them. */
+export interface NativeLitmus {
+  /** {@link LitmusCounter} values, written by the threads while they run. */
+  readonly counters: BigUint64Array
+  /** As {@link NativeDriverThread.run}. */
+  run(onDone: () => void): void
+  /** Ends the test where it stands and waits for its threads. Call it after every run. */
+  close(): void
+}
+
+/** Index of each counter in {@link NativeLitmus.counters}. */
+export const LitmusCounter = {
+  /** Rounds for which both sides were in time, or requests that were answered. */
+  rounds: 0,
+  lost: 1,
+  /** Of the first loss, since the start. */
+  firstLossNanos: 2,
+  elapsedNanos: 3,
+  count: 4,
 } as const
 
 const require = createRequire(import.meta.url)

@@ -12,6 +12,7 @@ void register_eventfds(Napi::Env env, Napi::Object exports);        // eventfd_b
 void register_watches(Napi::Env env, Napi::Object exports);         // watch_binding.cpp: fds and micro timers
 void register_sockets(Napi::Env env, Napi::Object exports);         // socket_binding.cpp
 void register_driver_threads(Napi::Env env, Napi::Object exports);  // driver_binding.cpp
+void register_litmus(Napi::Env env, Napi::Object exports);         // litmus_binding.cpp
 void register_files(Napi::Env env, Napi::Object exports);           // file_binding.cpp
 void register_tcmu_ports(Napi::Env env, Napi::Object exports);      // tcmu_port_binding.cpp
 void register_tcmu_queues(Napi::Env env, Napi::Object exports);     // tcmu_binding.cpp

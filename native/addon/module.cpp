@@ -16,6 +16,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   hushring::register_watches(env, exports);
   hushring::register_sockets(env, exports);
   hushring::register_driver_threads(env, exports);
+  hushring::register_litmus(env, exports);
   hushring::register_files(env, exports);
   hushring::register_tcmu_ports(env, exports);
   hushring::register_tcmu_queues(env, exports);

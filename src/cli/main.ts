@@ -11,6 +11,7 @@ let exitStatus = 0
 const program = hushringProgram(
   {
     demo: async (options) => (await import('./demo.ts')).demo(options),
+    litmus: async (options) => (await import('./litmus.ts')).litmus(options),
     serveVhostUser: async (options) => (await import('./serve-vhost-user.ts')).serveVhostUser(options),
     serveTcmu: async (options) => (await import('./serve-tcmu.ts')).serveTcmu(options),
   },

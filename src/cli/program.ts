@@ -4,6 +4,7 @@ import { LAYERS, type Layer, layerFromText } from '../handlers/index.ts'
 import type { SuppressionPolicy } from '../notify/suppression.ts'
 import type { DemoOptions } from './demo.ts'
 import { parseDevice } from './device-option.ts'
+import type { LitmusCommandOptions } from './litmus.ts'
 import { LOG_LEVELS } from './log.ts'
 import type { ServeTcmuOptions } from './serve-tcmu.ts'
 import type { ServeVhostUserOptions } from './serve-vhost-user.ts'
@@ -13,6 +14,7 @@ import { parseDoorbell, parseSuppression } from './suppression-option.ts'
 /** What the commands do; each resolves to the exit status. */
 export interface Actions {
   demo(options: DemoOptions): Promise<number>
+  litmus(options: LitmusCommandOptions): Promise<number>
   serveVhostUser(options: ServeVhostUserOptions): Promise<number>
   serveTcmu(options: ServeTcmuOptions): Promise<number>
 }
@@ -45,6 +47,15 @@ export function hushringProgram(
     .option('--json', 'one JSON object instead of a table')
     .addHelpText('after', DEMO_EXAMPLES)
     .action(async (options: DemoOptions) => onExitStatus(await actions.demo(options)))
+  program
+    .command('litmus')
+    .description(
+      'test on this machine whether a wake-up can be lost, with the barriers as shipped and without',
+    )
+    .addOption(new Option('--seconds <n>', 'time for all tests together').default(10).argParser(parseCount))
+    .option('--json', 'one JSON object instead of tables')
+    .addHelpText('after', LITMUS_EXAMPLES)
+    .action(async (options: LitmusCommandOptions) => onExitStatus(await actions.litmus(options)))
   const serve = program.command('serve').description('serve a device to another process')
   addServeVhostUser(serve, async (options) => onExitStatus(await actions.serveVhostUser(options)))
   addServeTcmu(serve, async (options) => onExitStatus(await actions.serveTcmu(options)))
@@ -185,6 +196,16 @@ Examples:
   hushring demo
   hushring demo --tcmu
   hushring demo --seconds 1 --json
+`
+
+const LITMUS_EXAMPLES = `
+Uses two CPUs wholly while it runs. Exit status: 0 nothing was lost as shipped, and each weakened build did lose;
+1 a wake-up was lost as shipped, or the tests failed; 2 wrong usage; 3 this machine could not show it: some weakened
+build lost nothing either; 4 not run: this process may use one CPU only.
+
+Examples:
+  hushring litmus
+  hushring litmus --seconds 60 --json
 `
 
 const SERVE_VHOST_USER_EXAMPLES = `

@@ -1,6 +1,7 @@
 /**
  * The other side, for tests of devices and back-ends: a driver of split virtqueues, a vhost-user front-end, and the
- * kernel's half of a TCMU device, all of them slow and obviously right, and able to break every rule.
+ * kernel's half of a TCMU device, all of them slow and obviously right, and able to break every rule; and litmus tests
+ * of the machine at hand.
  *
  * @module
  */
@@ -11,6 +12,15 @@ export {
   BlockStatus,
   type RawBlockRequest,
 } from './block-driver.ts'
+export {
+  LITMUS_TESTS,
+  type LitmusOptions,
+  type LitmusResult,
+  type LitmusRun,
+  type LitmusTest,
+  type LitmusVerdict,
+  litmus,
+} from './litmus.ts'
 export { SharedMemory, type SharedMemoryOptions } from './shared-memory.ts'
 export {
   type Descriptor,

@@ -128,6 +128,7 @@ async function parse(...words: string[]): Promise<{ name: string; options: Recor
   const note = (name: string) => async (options: object) => calls.push({ name, options: { ...options } })
   const actions: Actions = {
     demo: note('demo'),
+    litmus: note('litmus'),
     serveVhostUser: note('serveVhostUser'),
     serveTcmu: note('serveTcmu'),
   }

@@ -76,6 +76,19 @@ test.serial('sixty workers are terminated while their watches, timers and memory
   t.pass()
 })
 
+test.serial('workers are terminated while a litmus test has their two threads', async (t) => {
+  const before = openFdCount()
+  for (const wholeRing of [false, true]) {
+    const options = `{ wholeRing: ${wholeRing}, step: 0, eventIdx: true, weakened: false, roundCountMax: 0, lostCountMax: 0 }`
+    const worker = startWorker(`
+      native.createLitmus({ ...${options}, durationMs: 3_600_000 }).run(() => {})
+      parentPort.postMessage('running')`)
+    await once(worker, 'message')
+    await worker.terminate()
+  }
+  t.is(openFdCount(), before)
+})
+
 test('a worker that ends by itself or by process.exit() leaves nothing behind', async (t) => {
   for (const end of ['', 'process.exit()', 'setImmediate(() => process.exit())']) {
     const fds = { memory: native.memfdCreate('hushring-ends', MiB, true), event: native.eventfdCreate() }

@@ -141,6 +141,7 @@ async function parse(commandLine: string): Promise<string[]> {
   const note = (name: string) => async () => called.push(name)
   const actions: Actions = {
     demo: note('demo'),
+    litmus: note('litmus'),
     serveVhostUser: note('serve vhost-user'),
     serveTcmu: note('serve tcmu'),
   }
@@ -155,6 +156,7 @@ test('every command line of the documents and of the help is right', async (t) =
   const commandLines = [
     ...blocks.map(({ text }) => text),
     await help('demo'),
+    await help('litmus'),
     await help('serve', 'vhost-user'),
     await help('serve', 'tcmu'),
   ]
@@ -170,7 +172,7 @@ async function help(...command: string[]): Promise<string> {
     text += part
   }
   const program = hushringProgram(
-    { demo: async () => 0, serveVhostUser: async () => 0, serveTcmu: async () => 0 },
+    { demo: async () => 0, litmus: async () => 0, serveVhostUser: async () => 0, serveTcmu: async () => 0 },
     () => {},
     {
       writeOut,
