@@ -6,6 +6,8 @@
 // batch is at start + i * period + jitter, and results are compared after the batch.
 #pragma once
 
+#include <time.h>
+
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -109,10 +111,18 @@ class PacedRace final : public LitmusExperiment {
     const Side& other = &side == &device_ ? driver_ : device_;
     const std::uint64_t meeting = side.meetings + 1;
     side.meetings = meeting;
+    // One that waits without sleeping has used up its time when the other one is let run again at last.
+    const std::uint64_t spun_until = clock_ticks() + patience_ticks_;
     while (other.meetings < meeting) {
       if (stopping()) return false;
+      if (clock_ticks() > spun_until) nap();
     }
     return !stopping();
+  }
+
+  static void nap() noexcept {
+    constexpr timespec kNap{.tv_sec = 0, .tv_nsec = 50'000};
+    ::nanosleep(&kNap, nullptr);
   }
 
   // By the device's thread, while the driver's waits for the next batch.
@@ -138,15 +148,16 @@ class PacedRace final : public LitmusExperiment {
     if (rounds_in_time < kSlotCount / 2) {
       period_ticks_ = std::min(period_ticks_ + period_ticks_ / 4 + 1, period_ticks_max_);
     } else if (rounds_in_time == kSlotCount) {
-      period_ticks_ = std::max(period_ticks_ - period_ticks_ / 16, period_ticks_min_);
+      period_ticks_ = std::max(period_ticks_ - period_ticks_ / 8, period_ticks_min_);
     }
   }
 
   const LitmusStep step_;
   const bool event_idx_;
   const std::uint64_t period_ticks_min_ = ticks_in(160);
-  const std::uint64_t period_ticks_max_ = ticks_in(4000);
+  const std::uint64_t period_ticks_max_ = ticks_in(1000);
   const std::uint64_t jitter_ticks_ = ticks_in(100);
+  const std::uint64_t patience_ticks_ = ticks_in(20'000);
   // Of the batch; written by the device's thread between two meetings.
   std::uint64_t period_ticks_ = period_ticks_min_;
   std::uint64_t start_ticks_ = 0;

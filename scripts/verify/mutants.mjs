@@ -55,4 +55,5 @@ export const mutants = [
     killers: ['explorer', 'disassembly'],
   },
   { id: 'F14', weakened: 'memory is unmapped before its last user is through', killers: ['simulate'] },
+  { id: 'F15', weakened: 'JavaScript touches an index without Atomics', killers: ['litmus'] },
 ]

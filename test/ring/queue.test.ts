@@ -270,3 +270,17 @@ test('a closed native queue says so, whatever is asked of it', (t) => {
     t.throws(use, { code: 'ERR_CLOSED' })
   }
 })
+
+test("indices are native: the queue works while JavaScript sees no byte of the driver's memory", async (t) => {
+  const bench = new Bench(t)
+  // All that JavaScript has of it: from now on there is nothing that an index could be read from or written to.
+  for (const holder of [bench.memory, ...bench.memory.regions]) Object.assign(holder, { windows: [] })
+  for (let round = 0; round < 20; round++) {
+    const answer = bench.submit()
+    const request = bench.takeOne()
+    bench.queue.record(request, request.ok())
+    t.true(bench.queue.publish().signalled)
+    bench.driver.collect()
+    t.is(await answer, 513)
+  }
+})
