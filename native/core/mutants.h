@@ -9,8 +9,15 @@
 
 namespace hushring::mutants {
 
-// A weakened fence still orders everything but a store with a later load, which is what kvmtool's wmb() did.
-inline void fence_acq_rel() noexcept { std::atomic_thread_fence(std::memory_order_acq_rel); }
+// A weakened fence still orders everything but a store with a later load, which is what kvmtool's wmb() did. Compilers
+// for AArch64 make a full barrier of acq_rel too, so what is asked for is spelt out there.
+inline void fence_acq_rel() noexcept {
+#if defined(__aarch64__)
+  asm volatile("dmb ishld\n\tdmb ishst" ::: "memory");
+#else
+  std::atomic_thread_fence(std::memory_order_acq_rel);
+#endif
+}
 
 template <class Base>
 struct F1 : Base {

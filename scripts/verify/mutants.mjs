@@ -40,7 +40,7 @@ export const mutants = [
   {
     id: 'F5',
     weakened: 'no second look after asking for kicks',
-    killers: ['scripted', 'explorer', 'spin', 'litmus'],
+    killers: ['scripted', 'explorer', 'spin', 'disassembly', 'litmus'],
   },
   { id: 'F9', weakened: 'cmd_head is loaded without acquire', killers: ['explorer', 'disassembly', 'tsan'] },
   {

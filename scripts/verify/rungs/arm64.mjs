@@ -2,11 +2,12 @@
 // emulator runs on this machine's memory model, so it says nothing about orderings; disassembly does.
 import { nativeTests } from '../../native-tests.mjs'
 
-// Both fail in the emulator alone: QEMU 7.2 answers EOPNOTSUPP to preadv2 with flags whatever the descriptor is, and
-// shows O_NONBLOCK on an eventfd that was made without.
+// All fail in the emulator alone. QEMU 7.2 answers EOPNOTSUPP to preadv2 with flags whatever the descriptor is, shows
+// O_NONBLOCK on an eventfd that was made without, and is too slow for two stores to meet.
 const notRun = [
   'what is refused tells its errno',
   'eventfd_drain does not wait on a blocking eventfd and leaves it blocking',
+  'litmus: control: the weakened device loses, paced and in a whole ring',
 ]
 
 /** @type {import('../ladder.mjs').Rung} */
