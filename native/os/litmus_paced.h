@@ -106,7 +106,7 @@ class PacedRace final : public LitmusExperiment {
     }
   }
 
-  // Waits for the other side, which it finds as it was before its own call. False when the run ends.
+  // Waits for the other side; each sees what the other did before. False when the run ends.
   [[nodiscard]] bool meet(Side& side) noexcept {
     const Side& other = &side == &device_ ? driver_ : device_;
     const std::uint64_t meeting = side.meetings + 1;

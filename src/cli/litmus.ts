@@ -107,7 +107,7 @@ function ringTable(runs: readonly LitmusRun[]): string {
       `${suppressionOf(run)}, ${run.weakened ? MISSING[run.ordering] : 'as shipped'}`,
       count(run.rounds),
       run.lost > 0 ? `hung after ${afterMs(run)}` : `0 of ${count(run.rounds)}`,
-      run.weakened ? '' : boundPerMillion(run),
+      run.weakened ? '–' : boundPerMillion(run),
     ])
   return formatTable([['a whole ring, asleep in between', 'requests', 'lost', 'bound'], ...rows])
 }
@@ -130,7 +130,7 @@ THIS MACHINE COULD NOT SHOW IT: weakened builds lost nothing either, so that 0 l
 little. Try again with more --seconds and less other work. Not seen: ${names.join('; ') || 'a run had no time at all'}.`
   }
   return `\
-Nothing was lost as shipped: 0 in ${tried}; without one of the barriers every test lost.
+Nothing was lost as shipped: 0 in ${tried}; with one step left out, every test lost.
 Bound: the true rate per million is below it with 95 % confidence (three losses among all that was tried).`
 }
 
