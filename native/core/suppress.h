@@ -1,7 +1,9 @@
 // The arithmetic of event-index suppression: pure functions, no state, small enough to check exhaustively.
 #pragma once
 
+#include <concepts>
 #include <cstdint>
+#include <type_traits>
 
 namespace hushring {
 
@@ -10,16 +12,20 @@ namespace hushring {
 //
 // `old` is the publisher's index at its previous *decision*, whether that one signalled or not, and `fresh` its
 // index now. Indices wrap on purpose. Progress of exactly 65536 since the last decision looks like none: callers
-// keep a valid flag for that, see index_lapped().
-[[nodiscard]] constexpr bool need_event(std::uint16_t event, std::uint16_t fresh, std::uint16_t old) noexcept {
-  return static_cast<std::uint16_t>(fresh - event - 1) < static_cast<std::uint16_t>(fresh - old);
+// keep a valid flag for that, see index_lapped(). Rings have 16-bit indices; with 8 bits every triple can be tried.
+template <std::unsigned_integral Index = std::uint16_t>
+[[nodiscard]] constexpr bool need_event(std::type_identity_t<Index> event, std::type_identity_t<Index> fresh,
+                                        std::type_identity_t<Index> old) noexcept {
+  return static_cast<Index>(fresh - event - 1) < static_cast<Index>(fresh - old);
 }
 
 // True iff moving the index from `before` to `fresh` passed `decided`, the index of the last decision, a whole
 // lap later: need_event can no longer be trusted with `decided` and the next decision must signal (Linux vhost,
 // vhost_add_used_n).
-[[nodiscard]] constexpr bool index_lapped(std::uint16_t decided, std::uint16_t fresh, std::uint16_t before) noexcept {
-  return static_cast<std::uint16_t>(fresh - decided) < static_cast<std::uint16_t>(fresh - before);
+template <std::unsigned_integral Index = std::uint16_t>
+[[nodiscard]] constexpr bool index_lapped(std::type_identity_t<Index> decided, std::type_identity_t<Index> fresh,
+                                          std::type_identity_t<Index> before) noexcept {
+  return static_cast<Index>(fresh - decided) < static_cast<Index>(fresh - before);
 }
 
 }  // namespace hushring
