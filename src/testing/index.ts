@@ -21,6 +21,27 @@ export {
   type LitmusVerdict,
   litmus,
 } from './litmus.ts'
+export { indexDistance, indexLapped, needEvent } from './reference/event-index.ts'
+export {
+  type ReferenceAnswer,
+  type ReferenceCompleted,
+  type ReferencePiece,
+  type ReferenceRegion,
+  type ReferenceRequest,
+  type ReferenceSplitOptions,
+  ReferenceSplitQueue,
+  type ReferenceSplitRing,
+  type RingFault,
+} from './reference/split-queue.ts'
+export {
+  type ReferenceCommand,
+  type ReferenceDataPiece,
+  type ReferenceTaken,
+  type ReferenceTaskManagement,
+  type ReferenceTcmuAnswer,
+  type ReferenceTcmuOptions,
+  ReferenceTcmuRing,
+} from './reference/tcmu-ring.ts'
 export { SharedMemory, type SharedMemoryOptions } from './shared-memory.ts'
 export {
   type Descriptor,
