@@ -1,7 +1,8 @@
 /**
  * The other side, for tests of devices and back-ends: a driver of split virtqueues, a vhost-user front-end, and the
- * kernel's half of a TCMU device, all of them slow and obviously right, and able to break every rule; and litmus tests
- * of the machine at hand.
+ * kernel's half of a TCMU device, all of them slow and obviously right, and able to break every rule; the device's half
+ * as reference models; test vectors as data; and litmus tests of the machine at hand. `docs/testing.md` shows how to test
+ * with them.
  *
  * @module
  */
@@ -60,4 +61,21 @@ export {
   type TcmuLoadResult,
   type TcmuServerFaultName,
 } from './tcmu-kernel.ts'
+export {
+  type AvailableIndexVector,
+  availableIndexVectors,
+  type ChainMemory,
+  type ChainOutcome,
+  type ChainVector,
+  chainMemory,
+  chainVectors,
+  type LapVector,
+  lapVectors,
+  type NeedEventVector,
+  needEventVectors,
+  ringVectors,
+  type SilenceVector,
+  silenceVectors,
+  type VectorDescriptor,
+} from './vectors.ts'
 export { type HandshakeOptions, VhostUserFrontEnd } from './vhost-user-front-end.ts'

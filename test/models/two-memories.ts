@@ -57,6 +57,14 @@ export class TwoMemories {
     }
   }
 
+  /** A file as the native side sees it, and as the model does. */
+  native(file: number): Buffer {
+    return this.#native[file]!
+  }
+  reference(file: number): Buffer {
+    return this.#reference[file]!
+  }
+
   clear(): void {
     for (const bytes of [...this.#native, ...this.#reference]) bytes.fill(0)
   }
