@@ -14,6 +14,18 @@ export {
   type RawBlockRequest,
 } from './block-driver.ts'
 export {
+  type HostileExpectation,
+  type HostileOptions,
+  type HostileOutcome,
+  type HostileResult,
+  type HostileRow,
+  hostileRows,
+  type ProcessVitals,
+  playHealthyFrontEnd,
+  playHostileRow,
+  processVitals,
+} from './hostile/index.ts'
+export {
   LITMUS_TESTS,
   type LitmusOptions,
   type LitmusResult,
@@ -78,4 +90,5 @@ export {
   silenceVectors,
   type VectorDescriptor,
 } from './vectors.ts'
-export { type HandshakeOptions, VhostUserFrontEnd } from './vhost-user-front-end.ts'
+export { BackEndError, type HandshakeOptions, VhostUserFrontEnd } from './vhost-user-front-end.ts'
+export { VhostUserGuest, type VhostUserGuestOptions } from './vhost-user-guest.ts'

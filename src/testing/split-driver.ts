@@ -243,6 +243,11 @@ export class SplitDriver {
     return this.#load(this.#usedAt + 2)
   }
 
+  /** Head that the device gave back with the used element at position `index`, modulo the size. */
+  loadUsedHead(index: number): number {
+    return this.#view.getUint32(this.#usedAt + 4 + 8 * (index & (this.size - 1)), true)
+  }
+
   /** Length that the device gave with the used element at position `index`, modulo the size. */
   loadUsedLength(index: number): number {
     return this.#view.getUint32(this.#usedAt + 4 + 8 * (index & (this.size - 1)) + 4, true)

@@ -38,6 +38,17 @@ export interface HandshakeOptions {
   readonly protocolFeatures?: bigint
 }
 
+/** What a back-end did instead of answering: it hung up, or it refused a command and said so. */
+export class BackEndError extends Error {
+  readonly reason: 'hung up' | 'refused'
+
+  /** @param message what was asked of it, in a sentence */
+  constructor(reason: BackEndError['reason'], message: string) {
+    super(message)
+    this.reason = reason
+  }
+}
+
 /**
  * A vhost-user front-end for tests of back-ends: it speaks the protocol in the order that QEMU does, one small
  * step a method, and it can send anything at all, for tests with front-ends that break the rules.
@@ -150,7 +161,7 @@ export class VhostUserFrontEnd {
     this.sendBytes(encodeMessage(FrontEndRequest[request], HeaderFlag.VERSION, payload), fds)
   }
 
-  /** Sends a command and waits for its acknowledgement, if REPLY_ACK is negotiated. Throws when it is refused. */
+  /** Sends a command and waits for its acknowledgement, if REPLY_ACK is negotiated. Throws {@link BackEndError} when it is refused. */
   async command(
     request: FrontEndRequestName,
     payload: Buffer = NO_PAYLOAD,
@@ -163,7 +174,7 @@ export class VhostUserFrontEnd {
     const flags = HeaderFlag.VERSION | HeaderFlag.NEED_REPLY
     this.sendBytes(encodeMessage(FrontEndRequest[request], flags, payload), fds)
     const result = decodeU64(await this.answerTo(FrontEndRequest[request]))
-    if (result !== 0n) throw new Error(`the back-end refused ${request}`)
+    if (result !== 0n) throw new BackEndError('refused', `the back-end refused ${request}`)
   }
 
   /** Sends a question and returns the payload of its answer. */
@@ -172,7 +183,7 @@ export class VhostUserFrontEnd {
     return this.answerTo(FrontEndRequest[request])
   }
 
-  /** Waits for the answer to a request, by its number. Throws when the back-end hangs up instead. */
+  /** Waits for the answer to a request, by its number. Throws {@link BackEndError} when the back-end hangs up instead. */
   async answerTo(request: number): Promise<Buffer> {
     return receivePayload(this.#connection, (header) => checkReplyHeader(header, request))
   }
@@ -212,6 +223,30 @@ export class VhostUserFrontEnd {
     }
   }
 
+  /**
+   * Calls back when the back-end hangs up. Nothing is read, so that nothing else may wait for a message meanwhile.
+   *
+   * @returns ends the waiting
+   */
+  watchHangUp(onHangUp: () => void): { close(): void } {
+    return this.#connection.watchHangUp(onHangUp)
+  }
+
+  /**
+   * Asks a question that every back-end knows, and skips what else arrives before its answer.
+   *
+   * @returns false when the back-end has hung up
+   */
+  async isAnswered(): Promise<boolean> {
+    this.send('GET_FEATURES')
+    for (;;) {
+      const message = await this.#connection.receive(() => {})
+      if (message === undefined) return false
+      message.fds.close()
+      if (message.request === FrontEndRequest.GET_FEATURES) return true
+    }
+  }
+
   /** Hangs up. Drivers and memories stay as they are. */
   close(): void {
     this.#connection.close()
@@ -224,7 +259,7 @@ async function receivePayload(
   checkHeader: (header: MessageHeader) => void,
 ): Promise<Buffer> {
   const message = await connection.receive(checkHeader)
-  if (message === undefined) throw new Error('the back-end hung up')
+  if (message === undefined) throw new BackEndError('hung up', 'the back-end hung up')
   message.fds.close()
   return Buffer.from(message.payload)
 }

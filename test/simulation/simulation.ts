@@ -21,9 +21,9 @@ import { native } from '../../src/native.ts'
 import { DriverMemory, SharedRegion } from '../../src/ring/memory.ts'
 import type { Completion, RingRequest } from '../../src/ring/request.ts'
 import { SharedMemory, SplitDriver } from '../../src/testing/index.ts'
+import { randomFrom } from '../../src/testing/random.ts'
 import { PipelineRun } from '../../src/transport/pipeline-run.ts'
 import { KiB } from '../../src/units.ts'
-import { randomFrom } from '../helpers/random.ts'
 import { forgetPins, type Sabotage, WatchedQueue } from './sabotage.ts'
 
 /** What came of one seed. */

@@ -113,6 +113,11 @@ export class MessageConnection {
     throw new HushringError('ERR_VHOST_STALLED')
   }
 
+  /** Calls back once when the other side hangs up. Not while a message is being received. */
+  watchHangUp(onHangUp: () => void): NativeWatch {
+    return native.watchHangUp(this.#fd, onHangUp)
+  }
+
   /** Closes the socket. Calling it again does nothing. */
   close(): void {
     this.#end(undefined)
@@ -160,7 +165,7 @@ export class MessageConnection {
    */
   async #untilHandled(handling: Promise<void>): Promise<void> {
     const longer = setImmediate(() => {
-      if (this.#fd !== CLOSED) this.#watch = native.watchHangUp(this.#fd, () => this.#end(undefined))
+      if (this.#fd !== CLOSED) this.#watch = this.watchHangUp(() => this.#end(undefined))
     })
     try {
       await new Promise<void>((resolve, reject) => {
