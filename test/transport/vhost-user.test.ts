@@ -423,6 +423,30 @@ test.serial('a front-end that goes away while its queue drains is noticed', asyn
   t.deepEqual(bench.errors, [])
 })
 
+test.serial(
+  'a front-end that goes away while its queue drains and connects again at once is served',
+  async (t) => {
+    const { device, held } = heldDisk()
+    const bench = await listen(t, { device })
+    for (let messages = 0; messages < 40; messages++) {
+      const guest = await FakeGuest.start(bench.socketPath)
+      void guest.disk.read(0, 512)
+      await until(() => held.length === 1)
+      for (let count = 0; count < messages; count++) guest.frontEnd.send('SET_OWNER')
+      guest.frontEnd.send('GET_VRING_BASE', encodeVringState({ index: 0, num: 0 }))
+      guest.close()
+      const second = VhostUserFrontEnd.connect(bench.socketPath)
+      const answer = second.ask('GET_FEATURES')
+      await until(() => !bench.server.attached || bench.events.includes('refused'))
+      held.pop()!()
+      await t.notThrowsAsync(answer)
+      second.close()
+      await until(() => !bench.server.attached)
+      bench.events.length = 0
+    }
+  },
+)
+
 test.serial('counts go on over connections', async (t) => {
   const bench = await listen(t)
   for (let count = 0; count < 3; count++) {

@@ -59,6 +59,8 @@ interface Attachment {
 
 /** Turns to wait at most for an attached front-end's messages before a newcomer is decided upon. */
 const CATCH_UP_TURNS_MAX = 64
+/** Turns without a message to read after which an attached front-end has not hung up. */
+const QUIET_TURNS = 3
 /** Pause after the system refused to accept a connection, for want of file descriptors for example. */
 const ACCEPT_RETRY_MS = 100
 
@@ -177,12 +179,16 @@ export class VhostUserServer extends EventEmitter<VhostUserEvents> {
   /**
    * Waits until it is certain whether a front-end is attached. A front-end that restarts hangs up and connects
    * again, and the event loop may show us the new connection first: then the hang-up comes in the same turn, or
-   * behind messages that are still to be read. And a new session starts only after the old one has ended.
+   * behind messages that are still to be read, or two turns behind the last of them, if that one takes longer (a drain
+   * with requests in flight): a turn until its hang-up is watched for, another until that is looked at. And a new
+   * session starts only after the old one has ended.
    */
   async #attachmentDecided(): Promise<void> {
-    await turn()
-    let turns = 0
-    while (this.#attachment?.connection.behind && turns++ < CATCH_UP_TURNS_MAX) await turn()
+    let quietTurns = 0
+    for (let turns = 0; turns < CATCH_UP_TURNS_MAX && quietTurns < QUIET_TURNS; turns++) {
+      await turn()
+      quietTurns = this.#attachment?.connection.behind ? 0 : quietTurns + 1
+    }
     if (this.#attachment === undefined) await this.#serving
   }
 
