@@ -9,12 +9,13 @@ const flagsOf = {
   unit: ['--concurrency', '2'],
   // Emulated machines and clients that use whole cores: one at a time.
   'front-ends': ['--concurrency', '1', '--serial'],
+  hostile: ['--concurrency', '1', '--serial'],
 }
 
 /**
  * Runs all tests of a suite.
  *
- * @param {'unit' | 'front-ends'} suite
+ * @param {'unit' | 'front-ends' | 'hostile'} suite
  * @param {object} [options]
  * @param {(line: string) => void} [options.show] gets what a person must see of failures
  * @param {string} [options.nodeFolder] folder with the `node` to run them on; default: the one on PATH
@@ -39,12 +40,16 @@ export async function avaTests(
   return results
 }
 
-/** @param {'unit' | 'front-ends'} suite */
+/** @param {'unit' | 'front-ends' | 'hostile'} suite */
 function testFiles(suite) {
   return readdirSync(join(root, 'test'), { recursive: true })
-    .filter(
-      (file) => file.endsWith('.test.ts') && file.startsWith('front-ends/') === (suite === 'front-ends'),
-    )
+    .filter((file) => file.endsWith('.test.ts') && suiteOf(file) === suite)
     .map((file) => join('test', file))
     .sort()
+}
+
+function suiteOf(file) {
+  // A rung of its own.
+  if (file === 'front-ends/hostile.test.ts') return 'hostile'
+  return file.startsWith('front-ends/') ? 'front-ends' : 'unit'
 }

@@ -253,8 +253,9 @@ export class SplitDriver {
     return this.#view.getUint32(this.#usedAt + 4 + 8 * (index & (this.size - 1)) + 4, true)
   }
 
-  /** Kicks the device, whatever it asked for. */
+  /** Kicks the device, whatever it asked for. Does nothing once closed. */
   kick(): void {
+    if (this.#closed) return
     this.counts.kicks++
     native.eventfdSignal(this.kickFd)
   }

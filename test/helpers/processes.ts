@@ -1,5 +1,6 @@
 import { type ChildProcess, execFile, spawn } from 'node:child_process'
 import { once } from 'node:events'
+import { readFileSync } from 'node:fs'
 import { mkdtemp, rm } from 'node:fs/promises'
 import { constants, tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -31,6 +32,8 @@ export async function run(command: readonly string[], limitSeconds: number): Pro
 
 /** A command that runs until it is stopped or ends by itself. */
 export interface RunningCommand {
+  /** The process of the command itself, which runs under timeout(1). Undefined once it has ended. */
+  pid(): number | undefined
   /** All of stdout so far. */
   stdout(): string
   /** All of stderr so far. */
@@ -71,6 +74,14 @@ export function start(command: readonly string[], limitSeconds: number): Running
   })
 
   return {
+    pid() {
+      try {
+        const children = readFileSync(`/proc/${child.pid}/task/${child.pid}/children`, 'utf8')
+        return Number.parseInt(children, 10) || undefined
+      } catch {
+        return undefined
+      }
+    },
     stdout: () => output.stdout,
     stderr: () => output.stderr,
     exitStatus,

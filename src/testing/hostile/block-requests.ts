@@ -5,7 +5,7 @@ import type { HostileRow } from './row.ts'
 const { IN, OUT, DISCARD, WRITE_ZEROES } = BlockRequestType
 const SCSI_CMD = 2
 /** Feature bits of a block device (virtio 1.3, 5.2.3). */
-const Feature = { RO: 1n << 5n, DISCARD: 1n << 13n, WRITE_ZEROES: 1n << 14n } as const
+export const BlockFeature = { RO: 1n << 5n, DISCARD: 1n << 13n, WRITE_ZEROES: 1n << 14n } as const
 const BEHIND_ANY_DISK = 2n ** 55n
 
 /** A row with one request that must fail, and a good one behind it. @param feature needed for the row to mean anything */
@@ -59,7 +59,7 @@ export const blockRequestRows: readonly HostileRow[] = [
   requestRow(32, 'a write with room for data only', { type: OUT, writableBytes: 512 }),
   ...(['DISCARD', 'WRITE_ZEROES'] as const).flatMap((name) => {
     const type = { DISCARD, WRITE_ZEROES }[name]
-    const feature = Feature[name]
+    const feature = BlockFeature[name]
     return [
       requestRow(33, `${name} without a range`, { type }, feature),
       requestRow(33, `${name} with 257 ranges`, { type, readable: ranges(257) }, feature),
@@ -67,5 +67,5 @@ export const blockRequestRows: readonly HostileRow[] = [
       requestRow(33, `${name} with a range of 15 bytes`, { type, readable: ranges(1).subarray(1) }, feature),
     ]
   }),
-  requestRow(35, 'a write to a read-only disk', { type: OUT, readable: sector }, Feature.RO),
+  requestRow(35, 'a write to a read-only disk', { type: OUT, readable: sector }, BlockFeature.RO),
 ]

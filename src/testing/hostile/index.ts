@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import { HushringError } from '../../errors.ts'
 import { BackEndError } from '../vhost-user-front-end.ts'
-import { blockRequestRows } from './block-requests.ts'
+import { BlockFeature, blockRequestRows } from './block-requests.ts'
 import { chainRows } from './chains.ts'
 import { messageRows } from './messages.ts'
 import { resourceRows } from './resources.ts'
@@ -66,7 +66,7 @@ function outcomeOf(error: unknown): HostileOutcome {
 
 /**
  * What a well-behaved front-end does, to show that a back-end is none the worse for what came before: it negotiates,
- * writes 16 KiB to the disk, flushes, reads it back, and hangs up. Rejects when anything is not as it must be.
+ * writes 16 KiB to the disk, flushes, reads it back, and hangs up. A read-only disk is only read. Rejects when anything is not as it must be.
  */
 export async function playHealthyFrontEnd({ socketPath, limitMs = 5000 }: HostileOptions): Promise<void> {
   const stage = new Stage(socketPath, limitMs, 1)
@@ -80,8 +80,9 @@ export async function playHealthyFrontEnd({ socketPath, limitMs = 5000 }: Hostil
 }
 
 async function writeAndRead(stage: Stage): Promise<boolean> {
-  const { disk } = await stage.guest()
+  const { disk, frontEnd } = await stage.guest()
   const data = Buffer.alloc(16384, randomUUID())
+  if ((frontEnd.features & BlockFeature.RO) !== 0n) return (await disk.read(0, data.length)).length > 0
   await disk.write(0, data)
   await disk.flush()
   return data.equals(await disk.read(0, data.length))

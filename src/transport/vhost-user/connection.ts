@@ -113,9 +113,16 @@ export class MessageConnection {
     throw new HushringError('ERR_VHOST_STALLED')
   }
 
-  /** Calls back once when the other side hangs up. Not while a message is being received. */
-  watchHangUp(onHangUp: () => void): NativeWatch {
-    return native.watchHangUp(this.#fd, onHangUp)
+  /** Calls back when the connection ends, until it is told to stop. Not while a message is being received. */
+  watchHangUp(onHangUp: () => void): { close(): void } {
+    this.#wake = onHangUp
+    this.#watch = native.watchHangUp(this.#fd, () => this.#end(undefined))
+    return {
+      close: () => {
+        this.#wake = undefined
+        this.#unwatch()
+      },
+    }
   }
 
   /** Closes the socket. Calling it again does nothing. */
@@ -165,7 +172,7 @@ export class MessageConnection {
    */
   async #untilHandled(handling: Promise<void>): Promise<void> {
     const longer = setImmediate(() => {
-      if (this.#fd !== CLOSED) this.#watch = this.watchHangUp(() => this.#end(undefined))
+      if (this.#fd !== CLOSED) this.#watch = native.watchHangUp(this.#fd, () => this.#end(undefined))
     })
     try {
       await new Promise<void>((resolve, reject) => {
