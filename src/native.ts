@@ -102,6 +102,8 @@ export interface NativeBinding {
   unixListen(path: string, mode: number, backlog: number): number
   /** Connects a stream socket, blocking only as connect(2) to a local socket does. Non-blocking afterwards. */
   unixConnect(path: string): number
+  /** True when `fd` is a Unix stream socket that listens. */
+  unixIsListening(fd: number): boolean
   /** Accepts one connection (non-blocking, close-on-exec), or -1 when none waits. */
   unixAccept(listenFd: number): number
   /**

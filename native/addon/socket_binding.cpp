@@ -1,4 +1,4 @@
-// unixListen, unixConnect, unixAccept, unixReceive, unixSend.
+// unixListen, unixIsListening, unixConnect, unixAccept, unixReceive, unixSend.
 #include <cstddef>
 #include <cstdint>
 #include <iterator>
@@ -42,6 +42,10 @@ Napi::Value unix_connect(const Napi::CallbackInfo& info) {
   std::string path;
   if (!path_argument(info, path)) return info.Env().Undefined();
   return owned_fd_or_throw(info.Env(), os::unix_connect(path), path);
+}
+
+Napi::Value unix_is_listening(const Napi::CallbackInfo& info) {
+  return Napi::Boolean::New(info.Env(), os::unix_is_listening(fd_from(info[0])));
 }
 
 Napi::Value unix_accept(const Napi::CallbackInfo& info) {
@@ -92,6 +96,7 @@ Napi::Value unix_send(const Napi::CallbackInfo& info) {
 void register_sockets(Napi::Env env, Napi::Object exports) {
   exports.Set("unixListen", Napi::Function::New<unix_listen>(env, "unixListen"));
   exports.Set("unixConnect", Napi::Function::New<unix_connect>(env, "unixConnect"));
+  exports.Set("unixIsListening", Napi::Function::New<unix_is_listening>(env, "unixIsListening"));
   exports.Set("unixAccept", Napi::Function::New<unix_accept>(env, "unixAccept"));
   exports.Set("unixReceive", Napi::Function::New<unix_receive>(env, "unixReceive"));
   exports.Set("unixSend", Napi::Function::New<unix_send>(env, "unixSend"));

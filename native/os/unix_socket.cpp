@@ -66,6 +66,15 @@ Result unix_connect(const std::string& path) noexcept {
   return Result::of(fd.release());
 }
 
+bool unix_is_listening(int fd) noexcept {
+  const auto option_is = [fd](int option, int expected) {
+    int value = 0;
+    socklen_t length = sizeof(value);
+    return ::getsockopt(fd, SOL_SOCKET, option, &value, &length) == 0 && value == expected;
+  };
+  return option_is(SO_DOMAIN, AF_UNIX) && option_is(SO_TYPE, SOCK_STREAM) && option_is(SO_ACCEPTCONN, 1);
+}
+
 Result unix_accept(int listen_fd) noexcept {
   // A listener that was handed to us (systemd) may still be a blocking one.
   if (const Result ready = set_non_blocking(listen_fd); ready.error != 0) return ready;

@@ -22,6 +22,9 @@ inline constexpr std::size_t kReceivedFdsMax = 64;
 // A socket connected to `path`. Waits while the listener's backlog is full. The caller closes it.
 [[nodiscard]] Result unix_connect(const std::string& path) noexcept;
 
+// Whether `fd` is a Unix stream socket that listens: one from which connections can be accepted.
+[[nodiscard]] bool unix_is_listening(int fd) noexcept;
+
 // The next connection, or -1 when none waits. The caller closes it.
 [[nodiscard]] Result unix_accept(int listen_fd) noexcept;
 

@@ -11,6 +11,7 @@ export interface Failure {
 /** What the library's options are called on the command line. */
 const OPTION_NAMES: Readonly<Record<string, string>> = {
   socketPath: '--socket',
+  listenFd: 'the socket of the service manager (LISTEN_FDS)',
   'queues.countMax': '--queues',
   'queues.sizeMax': '--queue-size-max',
   serial: '--serial',
@@ -25,6 +26,7 @@ const OPTION_NAMES: Readonly<Record<string, string>> = {
 const STORE_WORDS: Readonly<Record<string, string>> = {
   'create and sizeBytes': '--size SIZE',
   sizeBytes: '--size',
+  followSymlinks: '--follow-symlinks',
   readOnly: '--read-only',
 }
 

@@ -67,9 +67,11 @@ function addServeVhostUser(parent: Command, action: (options: ServeVhostUserOpti
     .command('vhost-user')
     .description('serve a device over a vhost-user socket, to QEMU, libblkio and the like')
     .optionsGroup('Where front-ends connect:')
-    .option(
-      '--socket <path>',
-      'make the socket here, mode 0600; left out with socket activation (LISTEN_FDS)',
+    .option('--socket <path>', 'make the socket here; left out with socket activation (LISTEN_FDS)')
+    .addOption(
+      new Option('--socket-mode <mode>', 'who may connect, in octal: 660 for a group')
+        .default(0o600, '600')
+        .argParser(parseMode),
     )
     .option('--run <command>', 'run a shell command with $socket set, then stop and exit with its status')
   addStoreOptions(command)
@@ -122,6 +124,7 @@ function addStoreOptions(command: Command): void {
     .addOption(storeOption('--memory <size>', 'lives as long as the process').argParser(parseSize))
     .addOption(storeOption('--file <path>', 'an image file or a block device'))
     .option('--size <size>', 'the size the file must have; it is made if there is none', parseSize)
+    .option('--follow-symlinks', 'the file may be a symbolic link, as those in /dev/disk are')
 }
 
 function addDeviceOptions(command: Command, devices: string): void {
@@ -162,6 +165,11 @@ function storeOption(flags: string, description: string): Option {
 function parseCount(text: string): number {
   if (/^\d{1,9}$/.test(text) && Number(text) > 0) return Number(text)
   throw new InvalidArgumentError('Write a whole number from 1.')
+}
+
+function parseMode(text: string): number {
+  if (/^0?[0-7]{3}$/.test(text)) return Number.parseInt(text, 8)
+  throw new InvalidArgumentError('Use three octal digits, such as 600 or 660.')
 }
 
 function parseBlockSize(text: string): 512 | 4096 {

@@ -1,4 +1,5 @@
-import { mkdtemp, rm } from 'node:fs/promises'
+import { rmSync } from 'node:fs'
+import { mkdtemp } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Device } from '../handlers/device.ts'
@@ -14,6 +15,8 @@ import { UsageError } from './usage-error.ts'
 /** Options of the command `hushring serve vhost-user`. */
 export interface ServeVhostUserOptions extends ServedDeviceOptions, TellOptions {
   readonly socket?: string
+  /** Permissions of the socket file. */
+  readonly socketMode: number
   readonly queues: number
   readonly queueSizeMax: number
   readonly eventIdx: boolean
@@ -71,11 +74,17 @@ async function choosePlace(options: ServeVhostUserOptions): Promise<Place> {
     throw new UsageError('no socket is named: give --socket PATH, or --run COMMAND for a private one')
   }
   const folder = await mkdtemp(join(tmpdir(), 'hushring-'))
+  // Also when a second signal ends the process, which waits for nothing.
+  const remove = (): void => rmSync(folder, { recursive: true, force: true })
+  process.once('exit', remove)
   const privatePath = join(folder, 'vhost-user.sock')
   return {
     name: privatePath,
     listen: { socketPath: privatePath },
-    release: () => rm(folder, { recursive: true, force: true }),
+    async release() {
+      process.removeListener('exit', remove)
+      remove()
+    },
   }
 }
 
@@ -87,6 +96,7 @@ function listen(
 ): Promise<VhostUserServer> {
   return vhostUser.listen({
     ...place.listen,
+    ...('socketPath' in place.listen && { socketMode: options.socketMode }),
     device,
     queues: { countMax: options.queues, sizeMax: options.queueSizeMax },
     features: { eventIdx: options.eventIdx },

@@ -31,8 +31,10 @@ export function checkServedDevice(options: ServedDeviceOptions, log: Logger): vo
     checkStoreOptions(options)
     return
   }
-  if (options.readOnly || options.serial !== undefined) {
-    throw new UsageError('--read-only and --serial are for --device blk; another device decides for itself')
+  if (options.readOnly || options.serial !== undefined || options.blockSize !== 512) {
+    throw new UsageError(
+      '--read-only, --serial and --block-size are for --device blk; another device decides for itself',
+    )
   }
   if (namesStore(options)) log.warn('the store is not used: only --device blk has one')
 }

@@ -10,6 +10,8 @@ export interface StoreOptions {
   readonly file?: string
   /** Only with `file`. */
   readonly size?: number
+  /** Only with `file`. */
+  readonly followSymlinks?: boolean
   readonly blockSize: 512 | 4096
   readonly readOnly?: boolean
   readonly serial?: string
@@ -31,6 +33,9 @@ export function checkStoreOptions(options: StoreOptions): void {
       '--size is the size of a file: it needs --file PATH; the others take their size themselves',
     )
   }
+  if (options.followSymlinks && options.file === undefined) {
+    throw new UsageError('--follow-symlinks is about a file: it needs --file PATH')
+  }
   for (const name of ['null', 'memory', 'size'] as const) {
     const sizeBytes = options[name]
     if (sizeBytes === undefined || sizeBytes % blockSize === 0) continue
@@ -48,15 +53,14 @@ export function namesStore(options: StoreOptions): boolean {
 
 /** Opens the store that {@link checkStoreOptions} passed. The caller closes it. */
 export async function openStore(options: StoreOptions): Promise<BlockDevice> {
-  const { blockSize: blockBytes, readOnly = false, serial } = options
+  const { blockSize: blockBytes, followSymlinks = false, readOnly = false, serial } = options
   const shape = { blockBytes, readOnly, ...(serial !== undefined && { serial }) }
   if (options.file !== undefined) {
     const { file: path, size: sizeBytes } = options
     return fileDisk({
       ...shape,
       path,
-      // Whoever types a path means what it leads to: /dev/disk/by-id is made of symbolic links.
-      followSymlinks: true,
+      followSymlinks,
       ...(sizeBytes !== undefined && { sizeBytes, create: !readOnly }),
     })
   }

@@ -1,4 +1,4 @@
-import { mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises'
+import { lstat, mkdtemp, readdir, readFile, rm, stat, symlink, unlink, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import test, { type ExecutionContext } from 'ava'
@@ -118,6 +118,7 @@ test(storeIs, { file: 'a', size: 1024 }, undefined)
 test(storeIs, { null: 512, size: 1024 }, /--size .* needs --file PATH/)
 test(storeIs, { memory: 1000 }, /--memory 1000 is not a multiple of the block size of 512 bytes; use 1KiB/)
 test(storeIs, { null: 512, blockSize: 4096 }, /--null 512 is not a multiple of .* 4096 bytes; use 4KiB/)
+test(storeIs, { null: 512, followSymlinks: true }, /--follow-symlinks is about a file/)
 test(storeIs, { file: 'a', size: 513 }, /--size 513 is not a multiple/)
 
 // ---- The command line --------------------------------------------------------------------------------------------
@@ -147,6 +148,7 @@ test('the options of serve vhost-user have their defaults', async (t) => {
     memory: 2 ** 20,
     device: { kind: 'blk' },
     blockSize: 512,
+    socketMode: 0o600,
     queues: 1,
     queueSizeMax: 1024,
     eventIdx: true,
@@ -171,6 +173,7 @@ test('every option of serve vhost-user is passed on', async (t) => {
     ...['--queue-size-max', '256', '--read-only', '--serial', 'A1', '--block-size', '4096', '--no-event-idx'],
     ...['--suppression', 'immediate', '--layer', 'trace', '--layer', 'retry:count=3', '--strict'],
     ...['--stats', 'stats.json', '--log-level', 'debug', '--json', '--run', 'ls $socket'],
+    ...['--follow-symlinks', '--socket-mode', '660'],
   )
   const { suppression, layer, ...others } = options
   t.is((suppression as (load: unknown) => unknown)({}), 'now')
@@ -179,6 +182,8 @@ test('every option of serve vhost-user is passed on', async (t) => {
     file: 'disk.img',
     size: 2 ** 30,
     device: { kind: 'module', path: './my-device.js' },
+    followSymlinks: true,
+    socketMode: 0o660,
     queues: 4,
     queueSizeMax: 256,
     readOnly: true,
@@ -223,6 +228,8 @@ test(isRefused, 'serve vhost-user --log-level loud', /Allowed choices are error,
 test(isRefused, 'serve vhost-user --layer cahce:sizeBytes=1MiB', /'--layer .*unknown layer `cahce`.*cache/)
 test(isRefused, 'serve vhost-user --layer retry:count=many', /'--layer .*`retry:count` to be a whole number/)
 test(isRefused, 'serve vhost-user --layer retry:cuont=3', /'--layer .*expected one of count, delayMs/)
+test(isRefused, 'serve vhost-user --layer retry:count=1,count=2', /`retry:count` to be given once/)
+test(isRefused, 'serve vhost-user --socket-mode rw-------', /Use three octal digits/)
 test(isRefused, 'serve vhost-user d.sock', /too many arguments/)
 test(isRefused, 'demo --seconds 0', /Write a whole number from 1/)
 
@@ -268,6 +275,37 @@ test('a log writes the lines of its level and of those before', (t) => {
   t.deepEqual(linesAt('error'), ['error: text\n'])
   t.deepEqual(linesAt('info'), ['error: text\n', 'warn: text\n', 'info: text\n'])
   t.is(linesAt('debug').length, 4)
+})
+
+test('a flood of log lines is cut to some a second, and what was left out is told', (t) => {
+  const lines: string[] = []
+  let nowMs = 0
+  const log = createLog(
+    { level: 'info', json: false },
+    (line) => lines.push(line),
+    () => nowMs,
+  )
+  const flood = (): void => {
+    for (let count = 0; count < 10_000; count++) log.error('hostile')
+  }
+  flood()
+  t.is(lines.length, 200)
+  log.info('another level has lines of its own')
+  t.is(lines.length, 201)
+  nowMs += 1000
+  flood()
+  t.is(lines.length, 201 + 1 + 10)
+  t.is(lines[201], 'error: 9800 lines like this were left out: there were too many\n')
+  nowMs += 3_600_000
+  flood()
+  t.is(lines.length, 212 + 1 + 200)
+})
+
+test('a debug log is whole', (t) => {
+  const lines: string[] = []
+  const log = createLog({ level: 'debug', json: false }, (line) => lines.push(line))
+  for (let count = 0; count < 1000; count++) log.debug('each request')
+  t.is(lines.length, 1000)
 })
 
 test('a JSON log writes one object a line', (t) => {
@@ -359,6 +397,25 @@ test('the file of statistics is there at once, follows the server and ends with 
   await end()
   t.is(await read(), 7)
   t.deepEqual(await readdir(folder), ['stats.json'])
+})
+
+test('statistics are not written through a symbolic link, and one that comes later is replaced', async (t) => {
+  const folder = await temporaryFolder(t)
+  const [path, victim] = [join(folder, 'stats.json'), join(folder, 'victim')]
+  await writeFile(victim, 'precious')
+  await symlink(victim, path)
+  const server = { statsSnapshot: () => NO_STATS, stats: () => NEVER }
+  await t.throwsAsync(
+    keepStatsFile(path, server, () => {}),
+    { message: /no regular file/ },
+  )
+  await unlink(path)
+  const end = await keepStatsFile(path, server, (error) => t.fail(error.message))
+  await unlink(path)
+  await symlink(victim, path)
+  await end()
+  t.true((await lstat(path)).isFile())
+  t.is(await readFile(victim, 'utf8'), 'precious')
 })
 
 test('a file of statistics that cannot be written is known at once, and later is only told', async (t) => {

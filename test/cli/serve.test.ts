@@ -1,11 +1,13 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, readFileSync, statSync } from 'node:fs'
-import { mkdir, readFile, writeFile } from 'node:fs/promises'
+import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs'
+import { mkdir, readFile, symlink, writeFile } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import test, { type ExecutionContext } from 'ava'
 import { native } from '../../src/native.ts'
+import { VhostUserFrontEnd, VhostUserGuest } from '../../src/testing/index.ts'
+import { socketPair } from '../../src/testing/socket-pair.ts'
 import { hushring } from '../helpers/back-ends.ts'
 import { temporaryDirectory } from '../helpers/processes.ts'
 
@@ -180,6 +182,137 @@ function isAlive(pid: number): boolean {
   }
 }
 
+test('a second signal takes the private socket of --run away, too', async (t) => {
+  const device = await writeModule(
+    t,
+    `import { nullDisk } from 'hushring'
+     setInterval(() => {}, 1000)
+     export default { ...nullDisk({ capacityBytes: 512 }), close: () => new Promise(() => {}) }`,
+  )
+  const server = serve(t, ['--device', device, '--run', 'echo "$socket"; trap "" TERM; sleep 1000'])
+  await until(() => server.output.stdout.split('\n').length === 3)
+  const path = server.output.stdout.split('\n')[1]!
+  t.true(existsSync(dirname(path)))
+  server.process.kill('SIGTERM')
+  await sleep(50)
+  server.process.kill('SIGTERM')
+  t.is(await server.end, 1)
+  t.false(existsSync(dirname(path)))
+})
+
+test('the command of --run inherits no descriptor and no variable of a service manager', async (t) => {
+  const image = join(await temporaryDirectory(t), 'disk.img')
+  const server = serve(
+    t,
+    ['--file', image, '--size', '1MiB', '--run', 'ls /proc/$$/fd | tr "\\n" " "; env | grep -c ^LISTEN_'],
+    { environment: { LISTEN_PID: '1', LISTEN_FDS: '1', LISTEN_FDNAMES: 'disk' } },
+  )
+  await server.end
+  const [, line = ''] = server.output.stdout.split('\n')
+  const told = line.split(' ').filter((fd) => !handedDown.includes(fd))
+  t.deepEqual(told, ['0', '1', '2', '0'])
+})
+
+// ---- Edges -----------------------------------------------------------------------------------------------------------
+
+test('every descriptor of a serving process is closed by exec, at any moment', async (t) => {
+  const folder = await temporaryDirectory(t)
+  const [socket, image] = [join(folder, 'd.sock'), join(folder, 'disk.img')]
+  const words = ['--socket', socket, '--file', image, '--size', '1MiB', '--stats', join(folder, 'stats')]
+  const server = await serveReady(t, words)
+  const inherited = (): string[] => leakedFds(server.process.pid!)
+  t.deepEqual(inherited(), [])
+  const guest = await VhostUserGuest.start(socket, { started: false })
+  t.teardown(() => guest.close())
+  t.deepEqual(inherited(), [], 'connected')
+  await guest.frontEnd.setMemory(guest.memory)
+  await guest.frontEnd.startQueue(0, guest.driver)
+  await guest.frontEnd.openRequestChannel()
+  // Received: kick, call and error eventfd, a socket; the memory file is closed once it is mapped.
+  t.deepEqual(inherited(), [], 'with the descriptors of a front-end')
+  const writes = Array.from({ length: 16 }, (_, index) => guest.disk.write(index * 512, Buffer.alloc(512)))
+  t.deepEqual(inherited(), [], 'with requests in flight')
+  await Promise.all(writes)
+})
+
+/** What this process was started with and passes on, which is no matter of the server. */
+const handedDown = inheritedFds(process.pid)
+
+function leakedFds(pid: number): string[] {
+  return inheritedFds(pid).filter((fd) => !handedDown.includes(fd))
+}
+
+/** Descriptors from 3 on that a program started by a process would have. */
+function inheritedFds(pid: number): string[] {
+  const O_CLOEXEC = 0o2000000
+  return readdirSync(`/proc/${pid}/fdinfo`).filter((fd) => {
+    try {
+      const flags = /^flags:\s+([0-7]+)$/m.exec(readFileSync(`/proc/${pid}/fdinfo/${fd}`, 'utf8'))?.[1]
+      return Number(fd) > 2 && (Number.parseInt(flags ?? '0', 8) & O_CLOEXEC) === 0
+    } catch {
+      return false // closed since
+    }
+  })
+}
+
+test('the search for inherited descriptors finds one', (t) => {
+  const child = spawn('sleep', ['10'], { stdio: ['ignore', 'ignore', 'ignore', 'pipe'] })
+  t.teardown(() => child.kill())
+  t.deepEqual(leakedFds(child.pid!), ['3'])
+})
+
+test('a file that is a symbolic link is refused, and followed with --follow-symlinks', async (t) => {
+  const folder = await temporaryDirectory(t)
+  const [image, link] = [join(folder, 'disk.img'), join(folder, 'link')]
+  await writeFile(image, Buffer.alloc(4096))
+  await symlink(image, link)
+  const words = ['--socket', join(folder, 's'), '--file', link]
+  const [status, told] = await refusal(t, words)
+  t.regex(told, /it is a symbolic link; .* allow it with --follow-symlinks/)
+  t.is(status, 1)
+  const server = await serveReady(t, [...words, '--follow-symlinks'])
+  server.process.kill()
+  t.is(await server.end, 0)
+})
+
+test('an image that is made has mode 0600 whatever the umask', async (t) => {
+  const folder = await temporaryDirectory(t)
+  const image = join(folder, 'disk.img')
+  const wrapper = ['sh', '-c', 'umask 000; exec "$@"', 'sh']
+  const server = await serveReady(t, ['--socket', join(folder, 's'), '--file', image, '--size', '1MiB'], {
+    wrapper,
+  })
+  t.is(statSync(image).mode & 0o777, 0o600)
+  server.process.kill()
+  t.is(await server.end, 0)
+})
+
+test('--socket-mode lets a group in', async (t) => {
+  const socket = await socketPath(t)
+  const server = await serveReady(t, ['--socket', socket, '--null', '1MiB', '--socket-mode', '660'])
+  t.is(statSync(socket).mode & 0o777, 0o660)
+  server.process.kill()
+  t.is(await server.end, 0)
+})
+
+test('a front-end that floods the log gets a line for each of few, and the rest are counted', async (t) => {
+  const socket = await socketPath(t)
+  const server = await serveReady(t, ['--socket', socket, '--null', '1MiB'])
+  for (let count = 0; count < 1000; count++) {
+    const frontEnd = VhostUserFrontEnd.connect(socket)
+    frontEnd.sendBytes(Buffer.alloc(12, 0xff))
+    await frontEnd.hungUp()
+    frontEnd.close()
+  }
+  await sleep(1000)
+  const last = VhostUserFrontEnd.connect(socket)
+  last.sendBytes(Buffer.alloc(12, 0xff))
+  await last.hungUp()
+  last.close()
+  await until(() => /error: \d+ lines like this were left out/.test(server.output.stderr))
+  t.true(server.output.stderr.length < 100_000)
+})
+
 // ---- Socket activation ---------------------------------------------------------------------------------------------
 
 /** A shell that becomes the command with the variables of a service manager. */
@@ -283,6 +416,7 @@ test(
   /expected --serial to be/,
 )
 test(isWrongUsage, `--socket /tmp/${'d'.repeat(110)} --memory 1MiB`, /expected --socket to be .* 107 bytes/)
+test(isWrongUsage, '--socket SOCKET --device rng --block-size 4096', /--block-size are for --device blk/)
 test(isWrongUsage, '--socket SOCKET --device rng --layer trace', /--layer is for disks/)
 test(isWrongUsage, '--socket SOCKET --memory 1MiB --nope', /unknown option '--nope'/)
 
@@ -373,6 +507,15 @@ test(
   ],
   /exports no device: its default export must be a device/,
 )
+
+test('a socket of the service manager that does not listen: one sentence, status 2', async (t) => {
+  const [connected, other] = socketPair()
+  t.teardown(() => native.closeFd(other))
+  t.teardown(() => native.closeFd(connected))
+  const [status, told] = await refusal(t, ['--null', '1MiB'], { wrapper: activate(1), fd3: connected })
+  t.regex(told, /expected the socket of the service manager \(LISTEN_FDS\) to be a listening Unix socket/)
+  t.is(status, 2)
+})
 
 test('more than one socket of the service manager: status 1', async (t) => {
   const [status, told] = await refusal(t, ['--null', '1MiB'], { wrapper: activate(2) })

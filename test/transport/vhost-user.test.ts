@@ -15,6 +15,7 @@ import test from 'ava'
 import { blockDevice, memoryDisk } from '../../src/handlers/index.ts'
 import { native } from '../../src/native.ts'
 import { BlockRequestType, BlockStatus, VhostUserFrontEnd } from '../../src/testing/index.ts'
+import { socketPair } from '../../src/testing/socket-pair.ts'
 import { type VhostUserOptions, vhostUser } from '../../src/transport/vhost-user/index.ts'
 import { encodeU64, encodeVringFd, encodeVringState } from '../../src/transport/vhost-user/payloads.ts'
 import { FakeGuest } from '../helpers/fake-guest.ts'
@@ -47,6 +48,24 @@ test.serial(
     t.false(existsSync(bench.socketPath))
   },
 )
+
+for (const umask of [0o000, 0o077, 0o777]) {
+  test.serial(`the socket has the mode asked for under the umask ${umask.toString(8)}`, async (t) => {
+    const before = process.umask(umask)
+    try {
+      for (const socketMode of [0o600, 0o660]) {
+        const socketPath = join(temporaryFolder(t), 'disk.sock')
+        const device = memoryDisk({ capacityBytes: CAPACITY_BYTES })
+        // The folder is there already; its mode is no matter of the socket.
+        const server = await vhostUser.listen({ device, socketPath, socketMode })
+        t.is(lstatSync(socketPath).mode & 0o777, socketMode)
+        await server.close()
+      }
+    } finally {
+      process.umask(before)
+    }
+  })
+}
 
 test.serial('a socket that nobody listens on is replaced', async (t) => {
   const path = join(temporaryFolder(t), 'disk.sock')
@@ -178,6 +197,13 @@ test.serial('wrong options are refused by name', async (t) => {
   const file = openSync('/dev/null', 'r')
   await refuse({ device, listenFd: file }, { instanceOf: RangeError }, /`listenFd`.*listening Unix socket/)
   closeSync(file)
+  for (const fd of socketPair()) {
+    // Accepting from one that is connected, or only bound, would fail for ever.
+    await refuse({ device, listenFd: fd }, { instanceOf: RangeError }, /`listenFd`.*listening Unix socket/)
+    native.closeFd(fd)
+  }
+  await refuse({ device, listenFd: 3, socketMode: 0o600 }, { instanceOf: TypeError }, /`socketMode`.*absent/)
+  await refuse({ device, socketPath, socketMode: 0o1777 }, { instanceOf: RangeError }, /`socketMode`/)
   await refuse(
     { device, socketPath, queues: { countMax: 0 } },
     { instanceOf: RangeError },

@@ -115,6 +115,7 @@ export function layerFromText(text: string): Layer {
     if (option === undefined) {
       throw unknownName(`the layer ${name} has no option \`${key}\``, key, Object.keys(layer.options))
     }
+    if (Object.hasOwn(options, key)) throw optionTypeError(`${name}:${key}`, 'given once', rest)
     if (value === undefined) throw optionTypeError(`${name}:${key}`, 'followed by = and a value', pair)
     options[key] = VALUE_READERS[option.type](`${name}:${key}`, value)
   }

@@ -1,4 +1,3 @@
-import { fstatSync } from 'node:fs'
 import { setTimeout as delay, setImmediate as turn } from 'node:timers/promises'
 import { EventEmitter } from 'eventemitter3'
 import type { Observable } from 'rxjs'
@@ -23,10 +22,15 @@ export interface VhostUserOptions extends ServeOptions {
   /** The device to serve; borrowed. */
   readonly device: Device
   /**
-   * Where the socket is made: exactly this path, mode 0600, at most 107 bytes. A stale socket is replaced, one
-   * that somebody listens on is not.
+   * Where the socket is made: exactly this path, at most 107 bytes. A stale socket is replaced, one that somebody
+   * listens on is not.
    */
   readonly socketPath?: string
+  /**
+   * Permissions of the socket file, whatever the umask; who may write to it may connect, and so read and write the
+   * disk. Default 0o600. Only with `socketPath`.
+   */
+  readonly socketMode?: number
   /**
    * A Unix stream socket that listens already, in the place of `socketPath`, such as one that systemd made
    * (LISTEN_FDS). Taken over; its path is not removed at the end.
@@ -253,16 +257,18 @@ export const vhostUser: {
   listen(options: VhostUserOptions): Promise<VhostUserServer>
 } = {
   async listen(options) {
-    refuseUnknownOptions(options, ['device', 'socketPath', 'listenFd', ...SERVE_OPTION_NAMES])
-    const { device, socketPath, listenFd } = options
+    refuseUnknownOptions(options, ['device', 'socketPath', 'socketMode', 'listenFd', ...SERVE_OPTION_NAMES])
+    const { device, socketPath, socketMode, listenFd } = options
     if (device?.kind !== 'block' && device?.kind !== 'virtio') {
       throw optionTypeError('device', 'a device such as blockDevice({ … })', device)
     }
     const serveOptions = resolveServeOptions(options)
     if (listenFd === undefined) {
-      return new VhostUserServer(device, serveOptions, await SocketPath.listen(socketPath as string))
+      const mode = integerIn('socketMode', socketMode ?? 0o600, 0, 0o777)
+      return new VhostUserServer(device, serveOptions, await SocketPath.listen(socketPath as string, mode))
     }
     if (socketPath !== undefined) throw optionTypeError('socketPath', 'absent beside listenFd', socketPath)
+    if (socketMode !== undefined) throw optionTypeError('socketMode', 'absent beside listenFd', socketMode)
     checkListenFd(listenFd)
     return new VhostUserServer(device, serveOptions, listenFd)
   },
@@ -270,10 +276,6 @@ export const vhostUser: {
 
 function checkListenFd(listenFd: number): void {
   integerIn('listenFd', listenFd, 0, 2 ** 31 - 1)
-  try {
-    if (fstatSync(listenFd).isSocket()) return
-  } catch {
-    // Not an open descriptor: the same mistake of the caller as a descriptor of something else.
-  }
-  throw optionRangeError('listenFd', 'a listening Unix socket', listenFd)
+  if (!native.unixIsListening(listenFd))
+    throw optionRangeError('listenFd', 'a listening Unix socket', listenFd)
 }

@@ -6,8 +6,6 @@ import { native } from '../../native.ts'
 
 /** The kernel's limit for the path of a socket, in bytes. */
 const PATH_BYTES_MAX = 107
-/** Only the owner may connect, from the moment the file appears. */
-const SOCKET_MODE = 0o600
 const BACKLOG_COUNT = 16
 /** Another server may take the path between our look and our bind; then look again, but not for ever. */
 const ATTEMPT_COUNT_MAX = 3
@@ -32,16 +30,17 @@ export class SocketPath {
   }
 
   /**
-   * Makes the socket file and listens on it. A socket that nobody listens on any more is replaced.
+   * Makes the socket file, with these permissions from the moment that anybody can connect, and listens on it. A
+   * socket that nobody listens on any more is replaced.
    *
    * Throws a `TypeError` or `RangeError` for what can be no socket path, `ERR_SOCKET_IN_USE` when another process
    * listens there, `ERR_SOCKET_PATH` when the file cannot be made or something else is in its place.
    */
-  static async listen(path: string): Promise<SocketPath> {
+  static async listen(path: string, mode: number): Promise<SocketPath> {
     checkPath(path)
     for (let attempt = 1; ; attempt++) {
       try {
-        return new SocketPath(path, native.unixListen(path, SOCKET_MODE, BACKLOG_COUNT))
+        return new SocketPath(path, native.unixListen(path, mode, BACKLOG_COUNT))
       } catch (error) {
         const { code } = error as NodeJS.ErrnoException
         if (code !== 'EADDRINUSE' || attempt === ATTEMPT_COUNT_MAX) throw pathError(path, error)
