@@ -288,6 +288,8 @@ export interface NativeQueue {
     broken: number
     availableIndex: number
     usedIndex: number
+    /** The driver asks for a signal about what is published, and got none. Only with event indices. */
+    owesSignal: boolean
   }
   /** Frees the queue. Any later call throws ERR_CLOSED. */
   close(): void

@@ -197,6 +197,7 @@ class SplitQueue {
   void signal() noexcept {
     if (call_fd_ < 0) return;
     os::eventfd_signal(call_fd_);
+    device_.note_signal();
     ++counters_.signals;
   }
 
@@ -217,6 +218,8 @@ class SplitQueue {
   }
 
   [[nodiscard]] const SplitDevice<HardwareOrdering>& device() const noexcept { return device_; }
+  // A driver without a call eventfd polls.
+  [[nodiscard]] bool owes_signal() const noexcept { return call_fd_ >= 0 && device_.owes_signal(); }
 
  private:
   // A queue whose memory file was made shorter reads zeros instead of what the driver wrote: it cannot go on.
@@ -304,6 +307,7 @@ Napi::Value inspect(SplitQueue& queue, const Napi::CallbackInfo& info) {
   view.Set("broken", static_cast<std::uint32_t>(device.fault()));
   view.Set("availableIndex", device.avail_index());
   view.Set("usedIndex", device.used_index());
+  view.Set("owesSignal", queue.owes_signal());
   return view;
 }
 

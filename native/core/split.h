@@ -131,6 +131,7 @@ class SplitDevice {
     last_avail_ = ring.avail_base;
     // Read back once, here; from now on the device's own copy counts and the driver may scribble over its word.
     used_idx_ = Ordering::load_relaxed(&parts.used->idx);
+    silent_count_ = 0;
     decision_is_valid_ = false;
     skips_in_a_row_ = 0;
     // Not armed: the first complete() asks for kicks and looks, so entries that nobody will kick for are found.
@@ -221,6 +222,8 @@ class SplitDevice {
     std::int32_t bits = 0;
     // At most `size` heads were in flight, so the index cannot have come round to where it was.
     if (used_idx_ != before) {
+      // No more than the ring holds: what is further back has been seen.
+      silent_count_ = std::min<std::uint32_t>(silent_count_ + distance(before, used_idx_), ring_.size);
       Ordering::publish_used_index(&parts_.used->idx, used_idx_);
       // Cannot be while every publish is followed by its decision; need_event relies on it, so it is checked here.
       if (index_lapped(decided_used_, used_idx_, before)) decision_is_valid_ = false;
@@ -234,6 +237,9 @@ class SplitDevice {
 
   // The next decision signals, whatever the driver asked for: it may have missed what was signalled before.
   void forget_decision() noexcept { decision_is_valid_ = false; }
+
+  // The caller signalled the driver, for a decision or without one.
+  void note_signal() noexcept { silent_count_ = 0; }
 
   // Breaks the queue: it touches no more driver memory until it is started anew. Returns minus the fault.
   std::int32_t break_queue(Fault fault) noexcept {
@@ -253,6 +259,15 @@ class SplitDevice {
   [[nodiscard]] std::uint16_t visible_count() const noexcept {
     if (!running() || fault_ != Fault::kNone) return 0;
     return distance(last_avail_, Ordering::acquire_avail_index(&parts_.avail->idx));
+  }
+
+  // True while the driver asks to be told of an entry that is published, and has not been signalled since. A driver that
+  // is awake leaves that behind at once, so one look proves nothing. Without event indices it is never true: a driver
+  // that sleeps looks like one that has seen everything by itself. For a watchdog; looks at driver memory.
+  [[nodiscard]] bool owes_signal() const noexcept {
+    if (!running() || fault_ != Fault::kNone || !ring_.event_idx) return false;
+    const auto signalled = static_cast<std::uint16_t>(used_idx_ - silent_count_);
+    return need_event(Ordering::load_relaxed(used_event_of(parts_.avail, ring_.size)), used_idx_, signalled);
   }
 
   // Number of the current memory; every start, stop and set_regions begins another. Never 0.
@@ -451,6 +466,7 @@ class SplitDevice {
   std::uint16_t decided_used_ = 0;  // used_idx_ at the last decision (signalled_used in Linux vhost)
   bool decision_is_valid_ = false;  // decided_used_ can be trusted (signalled_used_valid)
   bool armed_ = false;
+  std::uint32_t silent_count_ = 0;  // entries published since the last signal, at most the ring's size
   std::uint32_t skips_in_a_row_ = 0;
 };
 

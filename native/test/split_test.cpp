@@ -461,6 +461,55 @@ TEST_CASE("split: an answer while armed reports armed and leaves the wish alone"
   CHECK(queue.counters.rearms == 1);
 }
 
+TEST_CASE("split: a signal is owed while the driver waits for an entry that is published and was not signalled") {
+  TestQueue<> queue({.size = 4, .event_idx = true, .base = 65'534, .framing = {0, false}});
+  const auto serve_one = [&queue] {
+    offer_request(queue, 0);
+    const bool signals = (queue.serve() & kSignalled) != 0;
+    if (signals) queue.device.note_signal();
+    return signals;
+  };
+  CHECK_FALSE(queue.device.owes_signal());
+  CHECK(serve_one());  // the first decision always signals: 65534
+  queue.driver.set_used_event(1);
+  CHECK_FALSE(serve_one());  // 65535
+  CHECK_FALSE(serve_one());  // 0
+  CHECK_FALSE(queue.device.owes_signal());
+  for (const std::uint16_t published : std::initializer_list<std::uint16_t>{65'535, 0}) {
+    queue.driver.set_used_event(published);
+    CHECK(queue.device.owes_signal());
+  }
+  for (const std::uint16_t other : std::initializer_list<std::uint16_t>{65'533, 65'534, 1, 2, 32'768}) {
+    queue.driver.set_used_event(other);
+    CHECK_FALSE(queue.device.owes_signal());
+  }
+  queue.driver.set_used_event(0);
+  queue.device.note_signal();
+  CHECK_FALSE(queue.device.owes_signal());
+}
+
+TEST_CASE("split: what the driver polled for more than a lap is not taken for a signal that is owed") {
+  TestQueue<> queue({.size = 4, .event_idx = true, .framing = {0, false}});
+  for (std::uint32_t published = 0; published < 3 * 65'536; ++published) {
+    // Always far ahead: this driver polls.
+    queue.driver.set_used_event(static_cast<std::uint16_t>(published + 4));
+    offer_request(queue, 0);
+    if ((queue.serve() & kSignalled) != 0) queue.device.note_signal();
+    REQUIRE_FALSE(queue.device.owes_signal());
+  }
+}
+
+TEST_CASE("split: without event indices no signal counts as owed") {
+  TestQueue<> queue(kPlain);
+  queue.driver.set_avail_flags(kAvailNoInterrupt);
+  offer_request(queue, 0);
+  queue.serve();
+  offer_request(queue, 0);
+  queue.serve();
+  queue.driver.set_avail_flags(0);
+  CHECK_FALSE(queue.device.owes_signal());
+}
+
 TEST_CASE("split: a queue broken from outside stays silent") {
   TestQueue<> queue(kPlain);
   CHECK(queue.device.break_queue(Fault::kMemoryTruncated) == minus(Fault::kMemoryTruncated));

@@ -83,6 +83,7 @@ function addServeVhostUser(parent: Command, action: (options: ServeVhostUserOpti
     .option('--no-event-idx', 'suppress notifications by flags only')
     .addOption(policyOption('--suppression <policy>', parseSuppression))
     .option('--strict', 'a malformed request breaks its queue')
+    .option('--watchdog <ms>', 'look so often for wake-ups that were lost, and make up for them', parseCount)
   addTellOptions(command)
   command.addHelpText('after', layerHelp).addHelpText('after', SERVE_VHOST_USER_EXAMPLES).action(action)
 }

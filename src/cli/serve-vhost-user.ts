@@ -22,6 +22,7 @@ export interface ServeVhostUserOptions extends ServedDeviceOptions, TellOptions 
   readonly eventIdx: boolean
   readonly suppression: SuppressionPolicy
   readonly strict?: boolean
+  readonly watchdog?: number
   readonly stats?: string
   readonly run?: string
 }
@@ -102,6 +103,7 @@ function listen(
     features: { eventIdx: options.eventIdx },
     suppression: options.suppression,
     strictChains: options.strict ?? false,
+    watchdogMs: options.watchdog ?? 0,
     logger,
   })
 }

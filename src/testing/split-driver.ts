@@ -167,7 +167,7 @@ export class SplitDriver {
     do {
       if (!this.eventIdx) this.#store(this.#availableAt, NO_INTERRUPT)
       while (this.loadUsedIndex() !== this.#lastUsed) this.#takeUsed()
-      if (this.eventIdx) this.#store(this.#availableAt + 4 + 2 * this.size, this.#lastUsed)
+      if (this.eventIdx) this.storeUsedEvent(this.#lastUsed)
       else this.#store(this.#availableAt, 0)
       // The wish is stored, then the index is loaded once more: an answer published in between saw the old wish.
       // Partner: the device's barrier between the used index and used_event (or the flags).
@@ -236,6 +236,16 @@ export class SplitDriver {
   storeAvailableIndex(index: number): void {
     this.#availableIndex = index & 0xffff
     this.#store(this.#availableAt + 2, this.#availableIndex)
+  }
+
+  /** The wish for a signal: the used entry of which the driver asks to be told. Counts with event indices only. */
+  loadUsedEvent(): number {
+    return this.#load(this.#availableAt + 4 + 2 * this.size)
+  }
+
+  /** Stores a wish of any value; see {@link loadUsedEvent}. */
+  storeUsedEvent(index: number): void {
+    this.#store(this.#availableAt + 4 + 2 * this.size, index)
   }
 
   /** Loads the device's used index. */

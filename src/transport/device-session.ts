@@ -214,9 +214,10 @@ export class DeviceSession implements QueueHost {
 
   #look(): void {
     for (const queue of this.#queues) {
-      if (!queue.findLostWakeUp()) continue
-      this.#lostNotifications++
-      this.options.logger.error(`queue ${queue.index}: a wake-up was lost; the watchdog woke the queue`)
+      for (const wakeUp of queue.findLostWakeUps()) {
+        this.#lostNotifications++
+        this.options.logger.error(`queue ${queue.index}: a ${wakeUp} was lost; the watchdog made up for it`)
+      }
     }
   }
 }

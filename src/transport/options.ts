@@ -39,7 +39,12 @@ export interface ServeOptions {
   readonly stopGraceMs?: number
   /** True: a malformed descriptor chain breaks its queue. Default false: that request is returned with length 0. */
   readonly strictChains?: boolean
-  /** The watchdog looks for lost wake-ups every so many ms; 0: never. Default 0. */
+  /**
+   * The watchdog looks every so many ms whether somebody sleeps who should have been told: this device of a request, or
+   * (with event indices) the driver of an answer. What two looks in a row saw is made up for, logged as an error and
+   * counted (`lostNotifications`). Longer than a driver may be held up between a request and its kick. 0: never, and
+   * then it costs nothing. Default 0.
+   */
   readonly watchdogMs?: number
   /** Default: silent. */
   readonly logger?: Logger

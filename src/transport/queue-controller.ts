@@ -29,6 +29,12 @@ export interface QueueHost {
   onFailure(request: RingRequest, error: HushringError): void
 }
 
+/** Who was not told: the device of a request, or the driver of an answer. */
+export type LostWakeUp = 'kick' | 'signal'
+
+/** What a look of the watchdog saw; see {@link QueueController.findLostWakeUps}. */
+type Sighting = { readonly [wakeUp in LostWakeUp]?: number }
+
 const NO_FD = -1
 
 /**
@@ -54,7 +60,7 @@ export class QueueController {
   #broken: HushringError | undefined
   #kicks = 0
   #lateAnswers = 0
-  #seenIdle: { readonly taken: number; readonly kicks: number } | undefined
+  #sighting: Sighting = {}
 
   constructor(index: number, host: QueueHost) {
     this.index = index
@@ -226,29 +232,36 @@ export class QueueController {
   }
 
   /**
-   * The watchdog's look. A wake-up is lost when requests have been visible since the last look, nothing was taken,
-   * no kick arrived, and nothing in this process is about to look. The queue is then woken.
+   * The watchdog's look, at both sides. A kick was lost when requests have been visible since the last look, nothing was
+   * taken, no kick arrived, and nothing in this process is about to look; the queue is then woken. A signal was lost when
+   * the driver has been waiting since the last look for an entry that is published, and none was sent; it is then sent.
    *
-   * @returns true when a lost wake-up was found
+   * One look proves nothing: a driver publishes before it kicks, and one that is awake tells late what it waits for.
+   *
+   * @returns what was found
    */
-  findLostWakeUp(): boolean {
-    const before = this.#seenIdle
-    this.#seenIdle = this.#idleWithWork()
-    const stalled =
-      before !== undefined && before.taken === this.#seenIdle?.taken && before.kicks === this.#seenIdle.kicks
-    if (!stalled) return false
-    this.#seenIdle = undefined
-    this.#wake.next()
-    return true
+  findLostWakeUps(): readonly LostWakeUp[] {
+    const before = this.#sighting
+    const now = this.#sight()
+    const lost = (['kick', 'signal'] as const).filter(
+      (wakeUp) => now[wakeUp] !== undefined && now[wakeUp] === before[wakeUp],
+    )
+    this.#sighting = lost.length === 0 ? now : {}
+    if (lost.includes('kick')) this.#wake.next()
+    if (lost.includes('signal')) this.#queue.signal()
+    return lost
   }
 
-  /** How far the queue is, if requests are visible that it could take and does not; undefined otherwise. */
-  #idleWithWork(): { readonly taken: number; readonly kicks: number } | undefined {
-    if (!this.running || this.#draining !== undefined) return undefined
-    const { visible, inFlight } = this.#queue.inspect()
-    if (visible === 0 || inFlight >= this.#creditCountMax) return undefined
-    const { requests, malformedChains, skippedHeads } = this.#queue.counts()
-    return { taken: requests + malformedChains + skippedHeads, kicks: this.#kicks }
+  /** For each side that sleeps though there is something for it: a number that moves as soon as anything happens. */
+  #sight(): Sighting {
+    if (!this.running) return {}
+    const { visible, inFlight, owesSignal } = this.#queue.inspect()
+    const { requests, completions, malformedChains, skippedHeads, signals } = this.#queue.counts()
+    const isIdle = visible > 0 && inFlight < this.#creditCountMax && this.#draining === undefined
+    return {
+      ...(isIdle && { kick: requests + malformedChains + skippedHeads + this.#kicks }),
+      ...(owesSignal && { signal: completions + malformedChains + signals }),
+    }
   }
 
   get #creditCountMax(): number {

@@ -172,6 +172,7 @@ test('every option of serve vhost-user is passed on', async (t) => {
     ],
     ...['--queue-size-max', '256', '--read-only', '--serial', 'A1', '--block-size', '4096', '--no-event-idx'],
     ...['--suppression', 'immediate', '--layer', 'trace', '--layer', 'retry:count=3', '--strict'],
+    ...['--watchdog', '500'],
     ...['--stats', 'stats.json', '--log-level', 'debug', '--json', '--run', 'ls $socket'],
     ...['--follow-symlinks', '--socket-mode', '660'],
   )
@@ -191,6 +192,7 @@ test('every option of serve vhost-user is passed on', async (t) => {
     blockSize: 4096,
     eventIdx: false,
     strict: true,
+    watchdog: 500,
     stats: 'stats.json',
     logLevel: 'debug',
     json: true,

@@ -61,6 +61,8 @@ export async function serveWithHushring(
       ...hushring,
       ...['serve', 'vhost-user', '--socket', socketPath, ...store, '--stats', statsPath],
       ...['--device', options.device ?? 'blk', '--queues', String(options.queueCount ?? 1)],
+      // Longer than a virtual processor is kept from the kick that follows its request.
+      ...['--watchdog', '1000'],
       ...(options.readOnly ? ['--read-only'] : []),
       ...extraArguments,
     ],

@@ -1,3 +1,4 @@
+import assert from 'node:assert/strict'
 import type { ExecutionContext } from 'ava'
 import type { HushringError } from '../../src/errors.ts'
 import type { Device } from '../../src/handlers/device.ts'
@@ -13,7 +14,7 @@ export interface TcmuBench {
   readonly aborts: Abort[]
 }
 
-/** Serves a device until the end of the test. */
+/** Serves a device until the end of the test. The safety check must have found nothing then. */
 export function serveOn(
   t: ExecutionContext,
   device: Device,
@@ -28,6 +29,7 @@ export function serveOn(
   t.teardown(async () => {
     await backstore.close()
     kernel.close()
+    assert.equal(backstore.statsSnapshot().lostNotifications, 0, 'a wake-up was lost')
   })
   return bench
 }

@@ -1,3 +1,4 @@
+import assert from 'node:assert/strict'
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -31,7 +32,10 @@ export function temporaryFolder(t: ExecutionContext): string {
   return folder
 }
 
-/** Serves a memory disk, or what the options say, until the test ends. */
+/**
+ * Serves a memory disk, or what the options say, until the test ends. The watchdog must have found nothing then, unless
+ * the test has turned it off, because its driver breaks the rules.
+ */
 export async function listen(t: ExecutionContext, options: Partial<VhostUserOptions> = {}): Promise<Bench> {
   const socketPath = options.socketPath ?? join(temporaryFolder(t), 'disk.sock')
   const log: string[] = []
@@ -40,10 +44,14 @@ export async function listen(t: ExecutionContext, options: Partial<VhostUserOpti
     device: memoryDisk({ capacityBytes: CAPACITY_BYTES }),
     logger: { error: note, warn: note, info: note, debug: note },
     queues: { countMax: 4 },
+    watchdogMs: 100,
     ...options,
     ...(options.listenFd === undefined ? { socketPath } : {}),
   })
-  t.teardown(() => server.close())
+  t.teardown(async () => {
+    await server.close()
+    assert.equal(server.statsSnapshot().lostNotifications, 0, 'a wake-up was lost')
+  })
   const events: string[] = []
   const errors: HushringError[] = []
   for (const name of ['listening', 'attached', 'detached', 'degraded', 'refused', 'closed'] as const) {

@@ -54,6 +54,22 @@ class Bench {
   }
 }
 
+/** Timers that `work` makes to do something again and again. */
+function intervalsMadeBy(work: () => void): number {
+  const original = globalThis.setInterval
+  let count = 0
+  globalThis.setInterval = ((...parameters: Parameters<typeof original>) => {
+    count++
+    return original(...parameters)
+  }) as typeof original
+  try {
+    work()
+  } finally {
+    globalThis.setInterval = original
+  }
+  return count
+}
+
 /** A disk whose reads wait until they are let go. */
 function heldDisk() {
   const held: (() => void)[] = []
@@ -153,13 +169,39 @@ test('the watchdog finds a queue that sleeps on a request, and wakes it', async 
   bench.driver.kick = () => {}
   const answer = bench.disk.read(0, 512)
   await new Promise((resolve) => setImmediate(resolve))
-  t.false(bench.queue.findLostWakeUp(), 'the first look only remembers')
-  t.true(bench.queue.findLostWakeUp())
+  t.deepEqual(bench.queue.findLostWakeUps(), [], 'the first look only remembers')
+  t.deepEqual(bench.queue.findLostWakeUps(), ['kick'])
   t.deepEqual(await answer, Buffer.alloc(512, 7))
   bench.driver.kick = kick
   await bench.disk.read(0, 512)
-  t.false(bench.queue.findLostWakeUp())
-  t.false(bench.queue.findLostWakeUp(), 'a queue that is idle and armed has lost nothing')
+  t.deepEqual(bench.queue.findLostWakeUps(), [])
+  t.deepEqual(bench.queue.findLostWakeUps(), [], 'a queue that is idle and armed has lost nothing')
+})
+
+test('the watchdog finds a driver that sleeps on an answer, and signals it', async (t) => {
+  const { device, held } = heldDisk()
+  const bench = new Bench(t, device)
+  await bench.start()
+  const { driver } = bench
+  const answers = [bench.disk.read(0, 512), bench.disk.read(0, 512)]
+  await until(() => held.length === 2)
+  held[0]!()
+  await answers[0]
+  t.deepEqual(bench.queue.findLostWakeUps(), [], 'an unanswered request is no lost signal')
+  // As if the wish stayed in the store buffer while the device read the old one: it publishes and stays silent.
+  const wish = driver.loadUsedEvent()
+  driver.storeUsedEvent(wish - 1)
+  held[1]!()
+  await until(() => driver.loadUsedIndex() === 2)
+  t.deepEqual(bench.queue.findLostWakeUps(), [])
+  t.deepEqual(bench.queue.findLostWakeUps(), [], 'nobody asked to be told')
+  driver.storeUsedEvent(wish)
+  t.deepEqual(bench.queue.findLostWakeUps(), [], 'the first look only remembers')
+  t.is(driver.inFlightCount, 1)
+  t.deepEqual(bench.queue.findLostWakeUps(), ['signal'])
+  t.deepEqual(await answers[1], Buffer.alloc(512, 7))
+  t.deepEqual(bench.queue.findLostWakeUps(), [])
+  t.deepEqual(bench.queue.findLostWakeUps(), [], 'a driver that has seen everything has lost nothing')
 })
 
 test('the watchdog does not take a draining queue, or one without credits, for a sleeping one', async (t) => {
@@ -168,12 +210,49 @@ test('the watchdog does not take a draining queue, or one without credits, for a
   await bench.start()
   const answers = [bench.disk.read(0, 512), bench.disk.read(0, 512)]
   await until(() => held.length === 1)
-  for (let look = 0; look < 3; look++) t.false(bench.queue.findLostWakeUp(), 'out of credits')
+  for (let look = 0; look < 3; look++) t.deepEqual(bench.queue.findLostWakeUps(), [], 'out of credits')
   const stopping = bench.queue.stop()
-  for (let look = 0; look < 3; look++) t.false(bench.queue.findLostWakeUp(), 'draining')
+  for (let look = 0; look < 3; look++) t.deepEqual(bench.queue.findLostWakeUps(), [], 'draining')
   held[0]!()
   t.is(await stopping, 1)
   await answers[0]
+})
+
+test('the watchdog finds what is lost by itself, within two periods and without a false alarm before', async (t) => {
+  const device = blockDevice({ capacityBytes: MiB, read: (io) => io.data.fill(7) })
+  const log: string[] = []
+  const logger = { error: (line: string) => log.push(line), warn() {}, info() {}, debug() {} }
+  const bench = new Bench(t, device, { watchdogMs: 10, logger })
+  await bench.start()
+  for (let round = 0; round < 300; round++) {
+    await Promise.all(Array.from({ length: 16 }, () => bench.disk.read(0, 512)))
+  }
+  t.is(bench.session.statsSnapshot().lostNotifications, 0)
+  bench.driver.kick = () => {}
+  // Nothing else would end this wait.
+  await bench.disk.read(0, 512)
+  t.is(bench.session.statsSnapshot().lostNotifications, 1)
+  t.deepEqual(log, ['queue 0: a kick was lost; the watchdog made up for it'])
+})
+
+test('control: without the watchdog a lost kick stays lost, and no timer runs', async (t) => {
+  const device = blockDevice({ capacityBytes: MiB, read: (io) => io.data.fill(7) })
+  const bench = new Bench(t, device)
+  t.is(
+    intervalsMadeBy(() => void new Bench(t, device)),
+    0,
+  )
+  t.is(
+    intervalsMadeBy(() => void new Bench(t, device, { watchdogMs: 1000 })),
+    1,
+    'control: a timer would be counted',
+  )
+  await bench.start()
+  bench.driver.kick = () => {}
+  void bench.disk.read(0, 512)
+  await new Promise((resolve) => setTimeout(resolve, 60))
+  t.is(bench.driver.inFlightCount, 1)
+  t.is(bench.session.statsSnapshot().lostNotifications, 0)
 })
 
 test('a memory file of any size costs a front-end nothing, so what is mapped of it has a limit', (t) => {

@@ -28,7 +28,7 @@ async function load(
   notification: NotificationMode,
   suppression: SuppressionPolicy,
 ): Promise<LoadResult> {
-  const connection = await loopback.connect({ device, notification, suppression })
+  const connection = await loopback.connect({ device, notification, suppression, watchdogMs: 10 })
   const result = await connection.runLoad({ durationMs: 300, queueDepth: 16, writePercent: 40, seed: 11 })
   await connection.close()
   return result

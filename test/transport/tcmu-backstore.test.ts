@@ -84,6 +84,20 @@ for (const shape of Object.keys(shapes) as (keyof typeof shapes)[]) {
   }
 }
 
+test('the safety check finds a command whose event was lost, and a load beside it is no false alarm', async (t) => {
+  const kernel = new TcmuKernel()
+  const device = memoryDisk({ capacityBytes: CAPACITY_BYTES })
+  const backstore = serve({ port: kernel.openPort(), device, safetyCheckMs: 10 })
+  await kernel.runLoad({ capacityBytes: CAPACITY_BYTES, requestCountMax: 3000, durationMs: 0 })
+  t.is(backstore.statsSnapshot().lostNotifications, 0)
+  // The command is on the ring, and no event tells of it.
+  kernel.plug()
+  t.is((await read(kernel, 0, 8)).status, 0)
+  t.is(backstore.statsSnapshot().lostNotifications, 1)
+  await backstore.close()
+  kernel.close()
+})
+
 test('the answers of one batch share one store of the tail and one doorbell', async (t) => {
   const { kernel, backstore } = serveOn(t, memoryDisk({ capacityBytes: CAPACITY_BYTES }))
   kernel.plug()
