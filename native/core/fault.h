@@ -27,6 +27,7 @@ enum class Fault : std::uint8_t {
   kTcmuData = 17,       // a CDB outside its entry, data outside the data area, or more pieces than fit
   kTcmuCommandId = 18,  // a command with the id 0, or the id of one in flight
   kTcmuRemoved = 19,    // the device went away
+  kRingInflight = 20,   // the in-flight region contradicts itself or the ring
 };
 
 }  // namespace hushring

@@ -78,4 +78,41 @@ struct F12 : Base {
   static void fence_event_then_command_head() noexcept {}
 };
 
+// The steps of F13 the other way round.
+template <class Base>
+struct F13Mark : Base {
+  template <class Count, class Mark>
+  static void count_then_mark(Count count, Mark mark) noexcept {
+    mark();
+    count();
+  }
+};
+
+template <class Base>
+struct F13Batch : Base {
+  template <class Link, class Publish>
+  static void link_then_publish(Link link, Publish publish) noexcept {
+    publish();
+    link();
+  }
+};
+
+template <class Base>
+struct F13Clear : Base {
+  template <class Publish, class Clear>
+  static void publish_then_clear(Publish publish, Clear clear) noexcept {
+    clear();
+    publish();
+  }
+};
+
+template <class Base>
+struct F13Used : Base {
+  template <class Clear, class Note>
+  static void clear_then_note(Clear clear, Note note) noexcept {
+    note();
+    clear();
+  }
+};
+
 }  // namespace hushring::mutants

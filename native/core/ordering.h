@@ -104,6 +104,50 @@ struct HardwareOrdering {
   // What a fence on this side alone cannot promise is covered by a slow timer that looks while the device is idle.
   static void fence_event_then_command_head() noexcept { full_fence(); }
 
+  // ---- F13: what a kill between any two stores leaves behind (in-flight region) -----------------------------
+  // The partner is no other thread but the next process, which reads what this one has stored until it was killed
+  // (InflightRegion::attach). A killed process has done all stores before one place in its program and none after, so
+  // program order is all it takes: release keeps the compiler to it, and each function says which step comes first.
+
+  // Prevented: head 3 is marked and has still the counter of its life before, 4; head 5, which was taken earlier, has 9;
+  // the next process serves 3 before 5. A write that was sent last is then overwritten by the one before it.
+  template <class Count, class Mark>
+  static void count_then_mark(Count count, Mark mark) noexcept {
+    count();
+    mark();
+  }
+  // Prevented: used.idx says that two heads were given back, and last_batch_head still names the batch before: the next
+  // process clears the marks of two others. Those are lost, and the two that the driver has are answered again.
+  template <class Link, class Publish>
+  static void link_then_publish(Link link, Publish publish) noexcept {
+    link();
+    publish();
+  }
+  // Prevented: head 3 is cleared, and used.idx does not cover it yet: nobody will ever answer it.
+  template <class Publish, class Clear>
+  static void publish_then_clear(Publish publish, Clear clear) noexcept {
+    publish();
+    clear();
+  }
+  // Prevented: the region says that the batch up to used.idx 7 is done with, and head 3 of it is still marked: the next
+  // process answers head 3 again, which by now may stand for another request of the driver.
+  template <class Clear, class Note>
+  static void clear_then_note(Clear clear, Note note) noexcept {
+    clear();
+    note();
+  }
+  static void store_inflight_counter(std::uint64_t* counter, std::uint64_t value) noexcept {
+    store(counter, value, std::memory_order_relaxed);
+  }
+  static void mark_inflight(std::uint8_t* mark) noexcept { store(mark, std::uint8_t{1}, std::memory_order_release); }
+  static void clear_inflight(std::uint8_t* mark) noexcept { store(mark, std::uint8_t{0}, std::memory_order_release); }
+  static void note_used_index(std::uint16_t* index, std::uint16_t value) noexcept {
+    store(index, value, std::memory_order_release);
+  }
+  static void publish_inflight_version(std::uint16_t* version, std::uint16_t value) noexcept {
+    store(version, value, std::memory_order_release);
+  }
+
   // ---- Words whose order is given by the fences and indices above -----------------------------------------
   template <typename Word>
   static Word load_relaxed(const Word* word) noexcept {

@@ -14,6 +14,7 @@
 
 #include "core/chain.h"
 #include "core/fault.h"
+#include "core/inflight.h"
 #include "core/layout.h"
 #include "core/memory.h"
 #include "core/suppress.h"
@@ -115,11 +116,17 @@ class SplitDevice {
       : options_(options),
         tables_(tables),
         in_flight_(std::make_unique<InFlight[]>(options.size_max)),
+        inflight_region_(options.size_max),
         rejected_(std::make_unique<std::uint16_t[]>(options.size_max)) {}
 
   // Starts or restarts the ring over `regions`, which are borrowed until the next start, stop or set_regions.
   // A queue that cannot run stays stopped.
-  [[nodiscard]] Fault start(const SplitRing& ring, std::span<const Region> regions) noexcept {
+  //
+  // With an in-flight region, borrowed until the next start or stop, the queue goes on where an earlier process was
+  // killed: take() hands out what that one owed before anything new, and ring.avail_base counts for a fresh region
+  // only. (Entries that were skipped are in no region; a driver that made such ones sees some of its entries again.)
+  [[nodiscard]] Fault start(const SplitRing& ring, std::span<const Region> regions,
+                            const InflightPlace& inflight = {}) noexcept {
     stop();
     if (!std::has_single_bit(ring.size) || ring.size > options_.size_max) return Fault::kRingSize;
     const Parts parts = resolve(ring, regions);
@@ -132,6 +139,10 @@ class SplitDevice {
     // Read back once, here; from now on the device's own copy counts and the driver may scribble over its word.
     used_idx_ = Ordering::load_relaxed(&parts.used->idx);
     silent_count_ = 0;
+    if (const Fault fault = attach(inflight); fault != Fault::kNone) {
+      stop();
+      return fault;
+    }
     decision_is_valid_ = false;
     skips_in_a_row_ = 0;
     // Not armed: the first complete() asks for kicks and looks, so entries that nobody will kick for are found.
@@ -145,6 +156,8 @@ class SplitDevice {
     std::fill_n(in_flight_.get(), options_.size_max, InFlight{});
     in_flight_count_ = 0;
     rejected_count_ = 0;
+    owed_next_ = 0;
+    inflight_region_.detach();
     parts_ = {};
     regions_ = {};
     armed_ = false;
@@ -176,22 +189,30 @@ class SplitDevice {
     const std::uint16_t visible = distance(last_avail_, avail_idx);
     // More than the ring holds: the index jumped, or went back.
     if (visible > ring_.size) return break_queue(Fault::kAvailIndex);
-    if (visible == 0) return 0;
+    const std::uint32_t found = owed_count() + visible;
+    if (found == 0) return 0;
     suppress_kicks();
 
     std::uint32_t taken = 0;
     std::uint32_t segment = 0;
-    const std::uint32_t looks = std::min<std::uint32_t>(visible, options_.batch_count_max);
+    const std::uint32_t looks = std::min(found, options_.batch_count_max);
     for (std::uint32_t look = 0; look < looks && taken < count_max; ++look) {
-      const std::uint16_t head = Ordering::load_relaxed(&parts_.avail->ring[last_avail_ & (ring_.size - 1)]);
-      if (const Fault fault = head_fault(head); fault != Fault::kNone) {
+      const bool owed = owed_count() > 0;
+      const std::uint16_t head = owed ? inflight_region_.owed_head(owed_next_)
+                                      : Ordering::load_relaxed(&parts_.avail->ring[last_avail_ & (ring_.size - 1)]);
+      if (const Fault fault = owed ? Fault::kNone : head_fault(head); fault != Fault::kNone) {
         skip(fault);
         if (skips_in_a_row_ > ring_.size) return break_queue(fault);
         continue;
       }
       const Chain chain = read(head, segment, taken);
       if (chain.rows_exhausted && segment > 0) break;  // it is read again by the next take, with all rows free
-      ++last_avail_;
+      if (owed) {
+        ++owed_next_;
+      } else {
+        ++last_avail_;
+        if (inflight_region_.attached()) inflight_region_.take(head);
+      }
       skips_in_a_row_ = 0;
       if (chain.fault != Fault::kNone) {
         if (options_.strict_chains) return break_queue(chain.fault);
@@ -224,7 +245,9 @@ class SplitDevice {
     if (used_idx_ != before) {
       // No more than the ring holds: what is further back has been seen.
       silent_count_ = std::min<std::uint32_t>(silent_count_ + distance(before, used_idx_), ring_.size);
-      Ordering::publish_used_index(&parts_.used->idx, used_idx_);
+      const auto publish_used = [this] { Ordering::publish_used_index(&parts_.used->idx, used_idx_); };
+      if (inflight_region_.attached()) inflight_region_.publish(used_idx_, publish_used);
+      else publish_used();
       // Cannot be while every publish is followed by its decision; need_event relies on it, so it is checked here.
       if (index_lapped(decided_used_, used_idx_, before)) decision_is_valid_ = false;
       bits = signal_is_needed() ? kSignalled : kSuppressed;
@@ -255,11 +278,13 @@ class SplitDevice {
   [[nodiscard]] std::uint32_t in_flight_count() const noexcept { return in_flight_count_; }
   [[nodiscard]] std::uint16_t avail_index() const noexcept { return last_avail_; }
   [[nodiscard]] std::uint16_t used_index() const noexcept { return used_idx_; }
-  // Entries the driver published and nobody took. Looks at driver memory.
-  [[nodiscard]] std::uint16_t visible_count() const noexcept {
+  // Requests that take() would find. Looks at driver memory.
+  [[nodiscard]] std::uint32_t visible_count() const noexcept {
     if (!running() || fault_ != Fault::kNone) return 0;
-    return distance(last_avail_, Ordering::acquire_avail_index(&parts_.avail->idx));
+    return owed_count() + distance(last_avail_, Ordering::acquire_avail_index(&parts_.avail->idx));
   }
+  // Heads that an earlier process took and did not answer, and that take() has not yet handed out again.
+  [[nodiscard]] std::uint32_t owed_count() const noexcept { return inflight_region_.owed_count() - owed_next_; }
 
   // True while the driver asks to be told of an entry that is published, and has not been signalled since. A driver that
   // is awake leaves that behind at once, so one look proves nothing. Without event indices it is never true: a driver
@@ -322,6 +347,17 @@ class SplitDevice {
     return stretch.length_bytes == length_bytes && aligned ? stretch.host : nullptr;
   }
 
+  // What an earlier process took and did not answer is the device's before it is handed out again, so that the driver
+  // cannot offer such a head a second time.
+  [[nodiscard]] Fault attach(const InflightPlace& inflight) noexcept {
+    if (const Fault fault = inflight_region_.attach(inflight, ring_.size, used_idx_); fault != Fault::kNone) return fault;
+    for (std::uint32_t index = 0; index < owed_count(); ++index) own(inflight_region_.owed_head(index), nullptr, 0);
+    // What was taken is what was given back and what is still owed. The front-end cannot know it: it saw no more of
+    // the earlier process than the used index.
+    if (inflight_region_.continued()) last_avail_ = static_cast<std::uint16_t>(used_idx_ + owed_count());
+    return Fault::kNone;
+  }
+
   // ---- Taking ----
 
   [[nodiscard]] Fault head_fault(std::uint16_t head) const noexcept {
@@ -347,8 +383,8 @@ class SplitDevice {
   }
 
   void own(std::uint16_t head, std::byte* status, std::uint32_t writable_bytes) noexcept {
+    if (in_flight_[head].generation == 0) ++in_flight_count_;
     in_flight_[head] = {status, writable_bytes, generation_};
-    ++in_flight_count_;
   }
 
   // Keeps a malformed chain for the next complete(), which returns it with length 0. A driver that made a mistake it
@@ -397,6 +433,7 @@ class SplitDevice {
     Ordering::store_relaxed(&element.id, std::uint32_t{head});
     Ordering::store_relaxed(&element.len, length_bytes);
     ++used_idx_;
+    if (inflight_region_.attached()) inflight_region_.add_to_batch(head);
   }
 
   // Whether the driver asked to be told of what was published since the last decision. Has a side effect: it is a
@@ -443,7 +480,7 @@ class SplitDevice {
   }
 
   [[nodiscard]] bool sees_entry() const noexcept {
-    return Ordering::acquire_avail_index(&parts_.avail->idx) != last_avail_;
+    return owed_count() > 0 || Ordering::acquire_avail_index(&parts_.avail->idx) != last_avail_;
   }
 
   // With EVENT_IDX the flags stay 0; without it avail_event is never written (SeaBIOS keeps data there).
@@ -452,6 +489,8 @@ class SplitDevice {
   const SplitOptions options_;
   const SplitTables tables_;
   const std::unique_ptr<InFlight[]> in_flight_;         // by head
+  InflightRegion<Ordering> inflight_region_;
+  std::uint32_t owed_next_ = 0;                         // of the heads that an earlier process owed
   const std::unique_ptr<std::uint16_t[]> rejected_;     // heads of malformed chains, not yet published
   std::uint32_t rejected_count_ = 0;
   std::uint32_t in_flight_count_ = 0;

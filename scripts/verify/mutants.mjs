@@ -54,6 +54,10 @@ export const mutants = [
     weakened: 'no full fence between the event and the last look at cmd_head',
     killers: ['explorer', 'disassembly'],
   },
+  { id: 'F13-mark', weakened: 'a head is marked in flight before its counter', killers: ['crashes'] },
+  { id: 'F13-batch', weakened: 'a batch is linked after used.idx', killers: ['crashes'] },
+  { id: 'F13-clear', weakened: 'marks are cleared before used.idx', killers: ['crashes'] },
+  { id: 'F13-used', weakened: 'the region has used.idx before the marks are cleared', killers: ['crashes'] },
   { id: 'F14', weakened: 'memory is unmapped before its last user is through', killers: ['simulate'] },
   { id: 'F15', weakened: 'JavaScript touches an index without Atomics', killers: ['litmus'] },
 ]
