@@ -120,6 +120,11 @@ export const ERROR_CODES = {
     meaning: 'The queue size is zero, not a power of two, or above the maximum of this queue.',
     remedy: 'The front-end must offer a power of two within the limit.',
   },
+  ERR_RING_INFLIGHT: {
+    family: 'peer',
+    meaning: 'The in-flight region of the queue contradicts itself or the ring.',
+    remedy: 'The queue does not start; the front-end must pass the region of this very ring, or a fresh one.',
+  },
 
   // The peer is wrong: one descriptor chain.
   ERR_CHAIN_NEXT_RANGE: {
@@ -235,6 +240,12 @@ export const ERROR_CODES = {
     family: 'peer',
     meaning: 'A write to the configuration space reached past its end.',
     remedy: 'The connection is closed; the space has at most 256 bytes.',
+  },
+  ERR_VHOST_INFLIGHT: {
+    family: 'peer',
+    meaning: 'An in-flight region has the wrong size, place or file for the queues.',
+    remedy:
+      'The connection is closed; the front-end must pass what GET_INFLIGHT_FD answered, for its own queue size.',
   },
   ERR_VHOST_STALLED: {
     family: 'peer',

@@ -12,7 +12,7 @@ import { HushringError } from './errors.ts'
 export interface NativeBinding {
   // ---- memory -------------------------------------------------------------------------------------------
   /**
-   * Makes an anonymous memory file of zeros (memfd_create, close-on-exec), sealed against shrinking when asked.
+   * Makes an anonymous memory file of zeros (memfd_create, close-on-exec), its size sealed when asked.
    *
    * @returns a file descriptor; the caller closes it
    */
@@ -228,6 +228,17 @@ export interface NativeQueueStart {
   readonly regions: readonly NativeRegion[]
   /** eventfd to signal the driver with, or -1. Borrowed; must outlive the queue's use of it. */
   readonly callFd: number
+  /** Where the queue keeps account for the process after this one, and finds that of the one before. */
+  readonly inflight?: NativeInflightPlace | undefined
+}
+
+/** Where the in-flight region of one queue lies (vhost-user, "Inflight I/O tracking"). */
+export interface NativeInflightPlace {
+  readonly region: NativeRegion
+  /** A multiple of 64. */
+  readonly offsetBytes: number
+  /** Descriptors it has entries for, at least the ring's size, at most 32768. */
+  readonly entryCount: number
 }
 
 /**
@@ -238,7 +249,8 @@ export interface NativeQueueStart {
 export interface NativeQueue {
   /**
    * Starts or re-starts the ring. Returns 0, or the {@link RingBreak} that says why it cannot run.
-   * The first decision after a start always signals (`signalled_used_valid` is false).
+   * The first decision after a start always signals (`signalled_used_valid` is false). With an in-flight region that
+   * was in use, `take` hands out what the earlier process owed before anything else, and `availableBase` is ignored.
    */
   start(options: NativeQueueStart): number
   /** Stops the ring, forgets what is in flight and starts a new generation. Returns the next available index. */
@@ -285,6 +297,8 @@ export interface NativeQueue {
     visible: number
     armed: boolean
     inFlight: number
+    /** Of {@link visible}: requests that an earlier process took and did not answer. */
+    owed: number
     broken: number
     availableIndex: number
     usedIndex: number
@@ -654,6 +668,7 @@ export const RingBreak = {
   ERR_TCMU_DATA: 17,
   ERR_TCMU_COMMAND_ID: 18,
   ERR_TCMU_REMOVED: 19,
+  ERR_RING_INFLIGHT: 20,
 } as const
 
 export interface NativeWatch {

@@ -93,6 +93,39 @@ std::optional<RingMemory> read_memory(Napi::Env env, const Napi::Value& value) {
   return memory;
 }
 
+// ---- The in-flight region --------------------------------------------------------------------------------------
+
+// Where a queue finds what an earlier process was serving, kept mapped even if JavaScript closes it. Empty: nowhere.
+struct RingInflight {
+  std::shared_ptr<os::MappedRegion> mapping;
+  InflightPlace place;
+
+  [[nodiscard]] bool truncated() const noexcept { return mapping != nullptr && mapping->truncated(); }
+};
+
+// Nothing, after throwing, when `value` is neither undefined nor a place in an open region.
+std::optional<RingInflight> read_inflight(Napi::Env env, const Napi::Value& value) {
+  if (value.IsUndefined()) return RingInflight{};
+  OptionReader reader(value);
+  std::shared_ptr<os::MappedRegion> mapping = region_from(reader.value("region"));
+  const std::int64_t offset_bytes = reader.integer("offsetBytes", 0, (std::int64_t{1} << 53) - 1);
+  const std::int64_t entry_count = reader.integer("entryCount", 1, kSplitQueueSizeMax);
+  if (reader.failed()) return std::nullopt;
+  if (mapping == nullptr) {
+    throw_type_error(env, "inflight.region", "an open region");
+    return std::nullopt;
+  }
+  const InflightPlace place{mapping->host + offset_bytes, static_cast<std::uint32_t>(entry_count)};
+  const auto offset = static_cast<std::uint64_t>(offset_bytes);
+  const bool inside = offset <= mapping->size_bytes &&
+                      inflight_bytes(place.entry_count) <= mapping->size_bytes - offset;
+  if (!inside || reinterpret_cast<std::uintptr_t>(place.start) % kInflightAlign != 0) {
+    reader.fail_range("offsetBytes", "a multiple of 64 that leaves room in the region");
+    return std::nullopt;
+  }
+  return RingInflight{std::move(mapping), place};
+}
+
 // ---- The tables ------------------------------------------------------------------------------------------------
 
 // The tables in one ArrayBuffer of JavaScript's, which stays where it is while it is referenced here. Nobody but
@@ -162,8 +195,9 @@ class SplitQueue {
 
   void define_tables(Napi::Object queue) { tables_.define(queue); }
 
-  [[nodiscard]] Fault start(const SplitRing& ring, RingMemory memory, int call_fd) {
-    const Fault fault = device_.start(ring, memory.regions);
+  [[nodiscard]] Fault start(const SplitRing& ring, RingMemory memory, RingInflight inflight, int call_fd) {
+    const Fault fault = device_.start(ring, memory.regions, inflight.place);
+    inflight_ = std::move(inflight);
     retired_.clear();
     // The device borrows the vector's storage, which moves along.
     memory_ = fault == Fault::kNone ? std::move(memory) : RingMemory{};
@@ -176,6 +210,7 @@ class SplitQueue {
     const std::uint16_t avail_index = device_.stop();
     memory_ = {};
     retired_.clear();
+    inflight_ = {};
     call_fd_ = -1;
     return avail_index;
   }
@@ -224,7 +259,7 @@ class SplitQueue {
  private:
   // A queue whose memory file was made shorter reads zeros instead of what the driver wrote: it cannot go on.
   [[nodiscard]] std::int32_t unless_truncated(std::int32_t result) noexcept {
-    return memory_.truncated() ? device_.break_queue(Fault::kMemoryTruncated) : result;
+    return memory_.truncated() || inflight_.truncated() ? device_.break_queue(Fault::kMemoryTruncated) : result;
   }
 
   // Status bytes of heads in flight lie in the memory they were taken under, which is kept as long as one does.
@@ -237,6 +272,7 @@ class SplitQueue {
   SplitDevice<HardwareOrdering> device_;
   RingMemory memory_;
   std::vector<RingMemory> retired_;
+  RingInflight inflight_;
   int call_fd_ = -1;  // borrowed
 };
 
@@ -269,10 +305,13 @@ Napi::Value start(SplitQueue& queue, const Napi::CallbackInfo& info) {
   const SplitRing ring = read_ring(reader);
   const auto call_fd = static_cast<int>(reader.integer("callFd", -1, std::numeric_limits<int>::max()));
   const Napi::Value regions = reader.value("regions");
+  const Napi::Value inflight_place = reader.value("inflight");
   if (reader.failed()) return info.Env().Undefined();
   std::optional<RingMemory> memory = read_memory(info.Env(), regions);
   if (!memory) return info.Env().Undefined();
-  return number(info, queue.start(ring, *std::move(memory), call_fd));
+  std::optional<RingInflight> inflight = read_inflight(info.Env(), inflight_place);
+  if (!inflight) return info.Env().Undefined();
+  return number(info, queue.start(ring, *std::move(memory), *std::move(inflight), call_fd));
 }
 
 Napi::Value stop(SplitQueue& queue, const Napi::CallbackInfo& info) {
@@ -304,6 +343,7 @@ Napi::Value inspect(SplitQueue& queue, const Napi::CallbackInfo& info) {
   view.Set("visible", device.visible_count());
   view.Set("armed", device.armed());
   view.Set("inFlight", device.in_flight_count());
+  view.Set("owed", device.owed_count());
   view.Set("broken", static_cast<std::uint32_t>(device.fault()));
   view.Set("availableIndex", device.avail_index());
   view.Set("usedIndex", device.used_index());

@@ -2,6 +2,7 @@ import type { HushringError } from '../errors.ts'
 import {
   CompleteBits,
   CompletionRow,
+  type NativeInflightPlace,
   type NativeQueue,
   native,
   QueueCounter,
@@ -48,6 +49,8 @@ export interface VirtQueueStart {
   readonly indirect: boolean
   /** eventfd to signal, or -1. Borrowed. */
   readonly callFd: number
+  /** Where the queue keeps account for a later process; left out: nowhere. */
+  readonly inflight?: NativeInflightPlace | undefined
 }
 
 /** The requests of one `take`. The object and its array are reused by the next `take`. */
@@ -131,12 +134,16 @@ export class VirtQueue {
 
   /**
    * Starts the ring, or starts it anew after {@link stop} or a break. Throws `ERR_RING_SIZE` or
-   * `ERR_RING_ADDRESS`; then the queue stays stopped. The first decision after a start always signals.
+   * `ERR_RING_ADDRESS`, or `ERR_RING_INFLIGHT` for an in-flight region that is not of this ring; then the queue stays
+   * stopped. The first decision after a start always signals.
+   *
+   * With an in-flight region that was in use the queue goes on where the earlier process ended: what that one took and
+   * did not answer comes first, and `availableBase` does not count.
    */
   start(ring: VirtQueueStart): void {
-    const { memory, ...rest } = ring
+    const { memory, inflight, ...rest } = ring
     this.#throwIfBroken(
-      -this.#native.start({ ...rest, guestAddresses: false, regions: memory.nativeRegions }),
+      -this.#native.start({ ...rest, inflight, guestAddresses: false, regions: memory.nativeRegions }),
     )
     this.#memory = memory
     this.armed = false
@@ -296,6 +303,11 @@ export class VirtQueue {
       older.unpin()
     }
     this.#recordedOlder.length = 0
+  }
+
+  /** Requests that an earlier process owed and that are not taken yet. */
+  get owedCount(): number {
+    return this.#native.inspect().owed
   }
 
   /** A look at both sides without changing anything, for a watchdog. */

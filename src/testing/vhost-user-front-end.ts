@@ -1,6 +1,7 @@
 import { native } from '../native.ts'
 import { RingFeature } from '../ring/features.ts'
-import { MessageConnection } from '../transport/vhost-user/connection.ts'
+import type { InflightDescription, InflightLayout } from '../ring/inflight.ts'
+import { type Message, MessageConnection } from '../transport/vhost-user/connection.ts'
 import {
   BackEndRequest,
   checkReplyHeader,
@@ -14,9 +15,11 @@ import {
 } from '../transport/vhost-user/messages.ts'
 import {
   decodeConfig,
+  decodeInflight,
   decodeU64,
   decodeVringState,
   encodeConfig,
+  encodeInflight,
   encodeMemoryTable,
   encodeSingleRegion,
   encodeU64,
@@ -47,6 +50,13 @@ export class BackEndError extends Error {
     super(message)
     this.reason = reason
   }
+}
+
+/** What a front-end tells of a queue; a {@link SplitDriver} is one. */
+export interface FrontEndQueue extends Pick<SplitDriver, 'size' | 'addresses'> {
+  /** Eventfds, borrowed. */
+  readonly kickFd: number
+  readonly callFd: number
 }
 
 /**
@@ -116,11 +126,35 @@ export class VhostUserFrontEnd {
   }
 
   /**
+   * Asks for a file in which the back-end keeps account of the requests in flight. Needs INFLIGHT_SHMFD.
+   *
+   * @returns what {@link setInflight} takes, now and after a reconnect; the caller closes its `fd`
+   */
+  async getInflight(layout: InflightLayout): Promise<InflightDescription> {
+    const wish = { ...layout, mmapSizeBytes: 0n, mmapOffsetBytes: 0n }
+    this.send('GET_INFLIGHT_FD', encodeInflight(wish))
+    const message = await receive(this.#connection, (header) =>
+      checkReplyHeader(header, FrontEndRequest.GET_INFLIGHT_FD),
+    )
+    try {
+      return { ...decodeInflight(message.payload), fd: message.fds.takeOne() }
+    } finally {
+      message.fds.close()
+    }
+  }
+
+  /** Gives the back-end such a file, before its queues start. A later back-end goes on with the same one. */
+  async setInflight(inflight: InflightDescription): Promise<void> {
+    await this.command('SET_INFLIGHT_FD', encodeInflight(inflight), [inflight.fd])
+  }
+
+  /**
    * Starts a queue: size, base, addresses, kick, call, and enable if the back-end knows that.
    *
-   * @param base the next available index the device takes; default 0
+   * @param base the next available index the device takes; default 0. After a back-end died nobody knows it: QEMU then
+   * sends the used index
    */
-  async startQueue(index: number, driver: SplitDriver, base = 0): Promise<void> {
+  async startQueue(index: number, driver: FrontEndQueue, base = 0): Promise<void> {
     await this.command('SET_VRING_NUM', encodeVringState({ index, num: driver.size }))
     await this.command('SET_VRING_BASE', encodeVringState({ index, num: base }))
     await this.command(
@@ -254,12 +288,20 @@ export class VhostUserFrontEnd {
   }
 }
 
+async function receive(
+  connection: MessageConnection,
+  checkHeader: (header: MessageHeader) => void,
+): Promise<Message> {
+  const message = await connection.receive(checkHeader)
+  if (message === undefined) throw new BackEndError('hung up', 'the back-end hung up')
+  return message
+}
+
 async function receivePayload(
   connection: MessageConnection,
   checkHeader: (header: MessageHeader) => void,
 ): Promise<Buffer> {
-  const message = await connection.receive(checkHeader)
-  if (message === undefined) throw new BackEndError('hung up', 'the back-end hung up')
+  const message = await receive(connection, checkHeader)
   message.fds.close()
   return Buffer.from(message.payload)
 }

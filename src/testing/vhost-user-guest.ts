@@ -1,3 +1,5 @@
+import { native } from '../native.ts'
+import type { InflightDescription } from '../ring/inflight.ts'
 import { BlockDriver } from './block-driver.ts'
 import { SharedMemory } from './shared-memory.ts'
 import { SplitDriver } from './split-driver.ts'
@@ -9,13 +11,18 @@ export interface VhostUserGuestOptions extends HandshakeOptions {
   readonly queueSize?: number
   /** Default 1. */
   readonly queueCount?: number
+  /** True: keeps account of the requests in flight, for {@link VhostUserGuest.resume}. Default false. */
+  readonly inflight?: boolean
   /** False: connected and negotiated, memory and queues not set up. Default true. */
   readonly started?: boolean
 }
 
 /** What a virtual machine would bring: memory, a driver for each queue, a disk driver on the first, a front-end. */
 export class VhostUserGuest {
-  readonly frontEnd: VhostUserFrontEnd
+  frontEnd: VhostUserFrontEnd
+  /** The file of the requests in flight; owned. */
+  inflight: InflightDescription | undefined
+  readonly #options: VhostUserGuestOptions
   readonly memory: SharedMemory
   readonly drivers: readonly SplitDriver[]
   readonly disk: BlockDriver
@@ -23,6 +30,7 @@ export class VhostUserGuest {
   private constructor(frontEnd: VhostUserFrontEnd, options: VhostUserGuestOptions) {
     const { queueSize = 64, queueCount = 1 } = options
     this.frontEnd = frontEnd
+    this.#options = options
     this.memory = new SharedMemory()
     this.drivers = Array.from(
       { length: queueCount },
@@ -47,9 +55,25 @@ export class VhostUserGuest {
     }
   }
 
+  /** Connects again after the back-end went, with the same memory, rings, eventfds and file of requests in flight. */
+  async resume(socketPath: string): Promise<void> {
+    this.frontEnd.close()
+    this.frontEnd = VhostUserFrontEnd.connect(socketPath)
+    await this.frontEnd.handshake(this.#options)
+    await this.#setUp()
+  }
+
   async #setUp(): Promise<void> {
-    await this.frontEnd.setMemory(this.memory)
-    for (const [index, driver] of this.drivers.entries()) await this.frontEnd.startQueue(index, driver)
+    const { frontEnd, drivers } = this
+    if (this.#options.inflight ?? false) {
+      const queueSize = this.driver.size
+      this.inflight ??= await frontEnd.getInflight({ queueCount: drivers.length, queueSize })
+      await frontEnd.setInflight(this.inflight)
+    }
+    await frontEnd.setMemory(this.memory)
+    for (const [index, driver] of drivers.entries()) {
+      await frontEnd.startQueue(index, driver, driver.loadUsedIndex())
+    }
   }
 
   /** The driver of the first queue. */
@@ -62,5 +86,7 @@ export class VhostUserGuest {
     this.frontEnd.close()
     for (const driver of this.drivers) driver.close()
     this.memory.close()
+    if (this.inflight !== undefined) native.closeFd(this.inflight.fd)
+    this.inflight = undefined
   }
 }

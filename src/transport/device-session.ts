@@ -1,7 +1,15 @@
 import { HushringError } from '../errors.ts'
 import { asVirtioDevice } from '../handlers/as-virtio-device.ts'
 import type { Device, VirtioDevice } from '../handlers/device.ts'
+import { native } from '../native.ts'
 import { RingFeature } from '../ring/features.ts'
+import {
+  checkInflightLayout,
+  type InflightDescription,
+  InflightFile,
+  type InflightLayout,
+  inflightError,
+} from '../ring/inflight.ts'
 import type { DriverMemory, RegionDescription } from '../ring/memory.ts'
 import type { RingRequest } from '../ring/request.ts'
 import { MemoryTable, type RegionIdentity } from './memory-table.ts'
@@ -31,6 +39,7 @@ export class DeviceSession implements QueueHost {
   readonly offeredFeatures: bigint
   readonly #queues: readonly QueueController[]
   readonly #memoryTable = new MemoryTable()
+  #inflight: InflightFile | undefined
   readonly #tally = new BlockTally()
   readonly #events: DeviceSessionEvents
   readonly #watchdog: NodeJS.Timeout | undefined
@@ -63,6 +72,10 @@ export class DeviceSession implements QueueHost {
 
   get memory(): DriverMemory {
     return this.#memoryTable.memory
+  }
+
+  get inflight(): InflightFile | undefined {
+    return this.#inflight
   }
 
   get queueSizeMax(): number {
@@ -106,6 +119,40 @@ export class DeviceSession implements QueueHost {
     for (const queue of this.#queues) queue.useNewMemory()
   }
 
+  /**
+   * Keeps account of the requests in flight in this file from now on, in the place of an earlier one, and goes on with
+   * what an earlier process left in it. Takes the file descriptor over. Throws `ERR_VHOST_INFLIGHT` when it does not fit
+   * the queues, `ERR_VHOST_ORDER` while one runs; then the earlier file stays.
+   */
+  setInflight(description: InflightDescription): void {
+    try {
+      this.checkInflightLayout(description)
+      const inflight = new InflightFile(description)
+      try {
+        for (const queue of this.#queues) queue.checkInflight(inflight)
+      } catch (error) {
+        inflight.close()
+        throw error
+      }
+      this.#inflight?.close()
+      this.#inflight = inflight
+    } finally {
+      native.closeFd(description.fd)
+    }
+  }
+
+  /** Throws `ERR_VHOST_INFLIGHT` for more queues than the device has, or larger rings than they accept. */
+  checkInflightLayout(layout: InflightLayout): void {
+    checkInflightLayout(layout)
+    const { queueCount, queueSize } = layout
+    if (queueCount > this.queueCount || queueSize > this.queueSizeMax) {
+      throw inflightError(
+        `it is for ${queueCount} queues of up to ${queueSize}, ` +
+          `the device has ${this.queueCount} of up to ${this.queueSizeMax}`,
+      )
+    }
+  }
+
   /** Throws `ERR_VHOST_QUEUE_INDEX` for a queue the device does not have. */
   queue(index: number): QueueController {
     const queue = this.#queues[index]
@@ -129,11 +176,14 @@ export class DeviceSession implements QueueHost {
   }
 
   /**
-   * The device as it was when the driver came: queues stopped and forgotten, features dropped. Memory stays. Resolves
+   * The device as it was when the driver came: queues stopped and forgotten, features dropped, and what was in flight
+   * is nobody's any more, so that no later process answers it either. Memory stays. Resolves
    * as {@link close} does, so that a driver that starts anew is not written to by requests it has forgotten.
    */
   async reset(): Promise<void> {
     for (const queue of this.#queues) queue.reset()
+    this.#inflight?.forget()
+    this.#dropInflight()
     this.#features = 0n
     await this.#settled(this.#memoryTable.renew())
   }
@@ -153,7 +203,14 @@ export class DeviceSession implements QueueHost {
     this.#closed = true
     clearInterval(this.#watchdog)
     for (const queue of this.#queues) queue.close()
+    // What is marked in it stays marked: the front-end gives it to whoever serves next.
+    this.#dropInflight()
     await this.#settled(this.#memoryTable.close())
+  }
+
+  #dropInflight(): void {
+    this.#inflight?.close()
+    this.#inflight = undefined
   }
 
   /** Waits until no handler uses the memory any more, but no longer than the grace time. */

@@ -1,4 +1,4 @@
-import { type Observable, Subject, Subscription, takeUntil } from 'rxjs'
+import { filter, type Observable, Subject, Subscription, take, takeUntil } from 'rxjs'
 import { HushringError } from '../errors.ts'
 import type { Handler } from '../handlers/handler.ts'
 import { type ServableQueue, type ServeOptions, serveQueue } from '../notify/pipeline.ts'
@@ -21,6 +21,7 @@ export class PipelineRun<Io extends RingRequest> {
   readonly ended: Promise<void>
   readonly #subscription = new Subscription()
   readonly #noMoreKicks = new Subject<void>()
+  readonly #published = new Subject<void>()
   readonly #giveUp = new Subject<HushringError>()
 
   constructor() {
@@ -45,6 +46,7 @@ export class PipelineRun<Io extends RingRequest> {
     })
     this.#subscription.add(
       served.subscribe({
+        next: () => this.#published.next(),
         error: (error: unknown) => end.onBroken(asHushringError(error)),
         complete: () => {
           end.onStopped()
@@ -54,14 +56,20 @@ export class PipelineRun<Io extends RingRequest> {
     )
   }
 
-  /** Takes nothing more and waits until everything in flight is answered and published. */
-  async drain(): Promise<void> {
-    this.#noMoreKicks.next()
+  /**
+   * Takes nothing more and waits until everything in flight is answered and published.
+   *
+   * @param owesNothing false while there are requests that must be taken before; it is asked after each publish
+   */
+  async drain(owesNothing: () => boolean = () => true): Promise<void> {
+    if (owesNothing()) this.#noMoreKicks.next()
+    else this.#published.pipe(filter(owesNothing), take(1)).subscribe(() => this.#noMoreKicks.next())
     await this.ended
   }
 
   /** Aborts what is in flight; it fails now, and a drain comes to its end. */
   giveUp(): void {
+    this.#noMoreKicks.next()
     this.#giveUp.next(new HushringError('ERR_REQUEST_ABORTED', 'the queue was stopped'))
   }
 

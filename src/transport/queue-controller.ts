@@ -5,6 +5,7 @@ import type { Handler } from '../handlers/handler.ts'
 import { native } from '../native.ts'
 import { doorbell } from '../notify/doorbell.ts'
 import { RingFeature } from '../ring/features.ts'
+import { type InflightFile, inflightError } from '../ring/inflight.ts'
 import type { DriverMemory } from '../ring/memory.ts'
 import { type QueueCounts, VirtQueue } from '../ring/queue.ts'
 import type { RingRequest } from '../ring/request.ts'
@@ -25,6 +26,8 @@ export interface QueueHost {
   readonly memory: DriverMemory
   /** Feature bits the driver accepted. */
   readonly features: bigint
+  /** Where the queues keep account for a process after this one; undefined: nowhere. */
+  readonly inflight: InflightFile | undefined
   onBroken(queue: QueueController, error: HushringError): void
   onFailure(request: RingRequest, error: HushringError): void
 }
@@ -58,6 +61,7 @@ export class QueueController {
   #draining: Promise<void> | undefined
   #wake = new Subject<void>()
   #broken: HushringError | undefined
+  #closed = false
   #kicks = 0
   #lateAnswers = 0
   #sighting: Sighting = {}
@@ -89,7 +93,26 @@ export class QueueController {
         `expected a power of two up to ${sizeMax} as queue size, got ${size}`,
       )
     }
+    this.#checkRoom(size, this.#host.inflight)
     this.#size = size
+  }
+
+  /**
+   * The session is about to use another in-flight file. Throws `ERR_VHOST_INFLIGHT` when it has no room for the ring,
+   * `ERR_VHOST_ORDER` while running.
+   */
+  checkInflight(inflight: InflightFile): void {
+    this.#throwIfRunning('the in-flight file')
+    this.#checkRoom(this.#size, inflight)
+  }
+
+  #checkRoom(size: number, inflight: InflightFile | undefined): void {
+    if (inflight === undefined || size === 0) return
+    if (this.index < inflight.queueCount && size <= inflight.queueSize) return
+    const { queueCount, queueSize } = inflight
+    throw inflightError(
+      `queue ${this.index} has a ring of ${size}, and there is room for ${queueCount} of up to ${queueSize}`,
+    )
   }
 
   /**
@@ -184,17 +207,24 @@ export class QueueController {
    * GET_VRING_BASE: takes nothing more, waits until everything in flight is answered, publishes it, and closes the
    * kick and call eventfds.
    *
-   * @param graceMs what is not answered after so many ms is aborted and fails; without it a slow store is waited for
+   * @param graceMs what is not answered after so many ms is aborted: it fails or, with an in-flight file, is left to the
+   * process that goes on with that; without it a slow store is waited for
    * @returns the next available index
    */
   async stop(graceMs?: number): Promise<number> {
     this.#started = false
-    const grace = graceMs === undefined ? undefined : setTimeout(() => this.#run?.giveUp(), graceMs)
+    const grace = graceMs === undefined ? undefined : setTimeout(() => this.#giveUp(), graceMs)
     await this.#drain()
     clearTimeout(grace)
-    this.#closeDoorbells()
+    // The driver may have gone meanwhile, and everything with it.
+    if (!this.#closed) this.#closeDoorbells()
     this.#broken = undefined
     return this.#availableBase
+  }
+
+  #giveUp(): void {
+    if (this.#host.inflight === undefined) this.#run?.giveUp()
+    else this.#unsubscribe()
   }
 
   /** Gives up at once: aborts what is in flight, answers nothing, forgets the ring. */
@@ -214,6 +244,7 @@ export class QueueController {
   /** {@link reset}, and frees the native queue. The controller cannot be used afterwards. */
   close(): void {
     this.reset()
+    this.#closed = true
     this.#queue.close()
   }
 
@@ -285,6 +316,7 @@ export class QueueController {
         eventIdx: (features & RingFeature.EVENT_IDX) !== 0n,
         indirect: (features & RingFeature.INDIRECT_DESC) !== 0n,
         callFd: this.#callFd,
+        inflight: this.#host.inflight?.placeOf(this.index),
       })
     } catch (error) {
       this.#onBroken(asHushringError(error))
@@ -325,7 +357,8 @@ export class QueueController {
 
   async #drain(): Promise<void> {
     if (this.#run === undefined) return
-    this.#draining ??= this.#run.drain()
+    // What an earlier process owed is in flight for the driver, whether it is taken here or not.
+    this.#draining ??= this.#run.drain(() => this.#queue.owedCount === 0)
     await this.#draining
     this.#draining = undefined
   }

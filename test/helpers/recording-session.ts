@@ -1,3 +1,4 @@
+import { native } from '../../src/native.ts'
 import type { BackEndQueue, BackEndSession } from '../../src/transport/vhost-user/back-end.ts'
 
 /** A session that does nothing but remember what was asked of it, as `[method, ...arguments]`. */
@@ -31,6 +32,15 @@ export class RecordingSession implements BackEndSession {
 
   removeRegion(region: unknown): void {
     this.#record('removeRegion', region)
+  }
+
+  setInflight({ fd, ...description }: Parameters<BackEndSession['setInflight']>[0]): void {
+    native.closeFd(fd)
+    this.#record('setInflight', description)
+  }
+
+  checkInflightLayout(layout: unknown): void {
+    this.#record('checkInflightLayout', layout)
   }
 
   config(): Uint8Array {

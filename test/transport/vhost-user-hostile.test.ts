@@ -1,4 +1,4 @@
-import { readdirSync, readFileSync, readlinkSync } from 'node:fs'
+import { closeSync, openSync, readdirSync, readFileSync, readlinkSync } from 'node:fs'
 import { setImmediate as turn } from 'node:timers/promises'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
@@ -14,8 +14,10 @@ import {
   SharedMemory,
   VhostUserFrontEnd,
 } from '../../src/testing/index.ts'
+import { socketPair } from '../../src/testing/socket-pair.ts'
 import { encodeMessage, FrontEndRequest, ProtocolFeature } from '../../src/transport/vhost-user/messages.ts'
 import {
+  encodeInflight,
   encodeMemoryTable,
   encodeU64,
   encodeVringAddress,
@@ -131,6 +133,101 @@ const someAddresses = encodeVringAddress({
 function rowOf(title: string): HostileRow {
   return hostileRows.find((row) => row.title === title)!
 }
+const INFLIGHT = { queueCount: 2, queueSize: 64, mmapOffsetBytes: 0n, mmapSizeBytes: 4096n }
+for (const [what, changes] of [
+  ['for no queue', { queueCount: 0 }],
+  ['for more queues than there are', { queueCount: 5 }],
+  ['for 65535 queues', { queueCount: 0xffff }],
+  ['for rings of size 0', { queueSize: 0 }],
+  ['for rings larger than any may be', { queueSize: 2048 }],
+  ['for rings of 65535', { queueSize: 0xffff }],
+  ['that is one byte short', { mmapSizeBytes: 2n * 1088n - 1n }],
+  ['of size 0', { mmapSizeBytes: 0n }],
+  ['that is longer than its file', { mmapSizeBytes: 1n << 30n }],
+  ['of 2^64 - 1 bytes', { mmapSizeBytes: 2n ** 64n - 1n }],
+  ['at an offset that is no multiple of 64', { mmapOffsetBytes: 8n }],
+  ['at an offset behind the end of its file', { mmapOffsetBytes: 1n << 40n }],
+  ['whose offset and size wrap', { mmapOffsetBytes: 2n ** 64n - 64n }],
+] as const) {
+  test.serial(
+    protocolError,
+    `row 42: an in-flight region ${what}`,
+    'ERR_VHOST_INFLIGHT',
+    ({ frontEnd, memory }) =>
+      frontEnd.send('SET_INFLIGHT_FD', encodeInflight({ ...INFLIGHT, ...changes }), [memory.fd]),
+    { started: false },
+  )
+}
+for (const queueCount of [0, 5]) {
+  test.serial(
+    protocolError,
+    `row 42: GET_INFLIGHT_FD for ${queueCount} queues`,
+    'ERR_VHOST_INFLIGHT',
+    ({ frontEnd }) => frontEnd.send('GET_INFLIGHT_FD', encodeInflight({ ...INFLIGHT, queueCount })),
+  )
+}
+for (const [what, count] of [
+  ['without its descriptor', 0],
+  ['with two descriptors', 2],
+] as const) {
+  test.serial(protocolError, `row 42: an in-flight region ${what}`, 'ERR_VHOST_FD', ({ frontEnd, memory }) =>
+    frontEnd.send('SET_INFLIGHT_FD', encodeInflight(INFLIGHT), new Array(count).fill(memory.fd)),
+  )
+}
+for (const [what, open] of [
+  ['a pipe', () => socketPair()],
+  ['an eventfd', () => [native.eventfdCreate()]],
+  ['a folder', () => [openSync('/', 'r')]],
+  ['a file that may only be read', () => [openSync(process.execPath, 'r')]],
+] as const) {
+  test.serial(
+    protocolError,
+    `row 42: an in-flight region in ${what}`,
+    'ERR_VHOST_INFLIGHT',
+    ({ frontEnd }) => {
+      const fds = open()
+      frontEnd.send('SET_INFLIGHT_FD', encodeInflight(INFLIGHT), [fds[0]!])
+      for (const fd of fds) closeSync(fd)
+    },
+    { started: false },
+  )
+}
+test.serial(
+  protocolError,
+  'row 42: an in-flight region while a queue runs',
+  'ERR_VHOST_ORDER',
+  ({ frontEnd, memory }) => frontEnd.send('SET_INFLIGHT_FD', encodeInflight(INFLIGHT), [memory.fd]),
+)
+test.serial(
+  protocolError,
+  'row 42: a ring that is larger than its in-flight region',
+  'ERR_VHOST_INFLIGHT',
+  async ({ frontEnd, memory }) => {
+    await frontEnd.setInflight({ ...INFLIGHT, fd: memory.fd })
+    frontEnd.send('SET_VRING_NUM', encodeVringState({ index: 1, num: 128 }))
+  },
+  { started: false },
+)
+test.serial(
+  protocolError,
+  'row 42: an in-flight region that is smaller than a ring',
+  'ERR_VHOST_INFLIGHT',
+  async ({ frontEnd, memory }) => {
+    await frontEnd.command('SET_VRING_NUM', encodeVringState({ index: 1, num: 128 }))
+    frontEnd.send('SET_INFLIGHT_FD', encodeInflight(INFLIGHT), [memory.fd])
+  },
+  { started: false },
+)
+test.serial(
+  protocolError,
+  'row 42: a ring that has no in-flight region',
+  'ERR_VHOST_INFLIGHT',
+  async ({ frontEnd, memory }) => {
+    await frontEnd.setInflight({ ...INFLIGHT, fd: memory.fd })
+    frontEnd.send('SET_VRING_NUM', encodeVringState({ index: 2, num: 64 }))
+  },
+  { started: false },
+)
 
 test.serial('row 23: SET_VRING_NUM 100,000 times takes no memory', async (t) => {
   const bench = await listen(t)

@@ -1,5 +1,6 @@
 import { HushringError } from '../../errors.ts'
 import { native } from '../../native.ts'
+import { inflightBytes, makeInflightFd } from '../../ring/inflight.ts'
 import type { DeviceSession } from '../device-session.ts'
 import type { QueueController } from '../queue-controller.ts'
 import type { Message, MessageHandler } from './connection.ts'
@@ -19,6 +20,7 @@ import {
   CONFIG_BYTES_MAX,
   type ConfigRange,
   decodeConfig,
+  decodeInflight,
   decodeMemoryTable,
   decodeSingleRegion,
   decodeU64,
@@ -26,9 +28,11 @@ import {
   decodeVringFd,
   decodeVringState,
   encodeConfig,
+  encodeInflight,
   encodeU64,
   encodeVringState,
   type VringAddress,
+  type WireInflight,
 } from './payloads.ts'
 
 /** Memory regions a front-end can add one by one: as many as the kernel's hypervisor gives a guest. */
@@ -53,6 +57,8 @@ export interface BackEndSession
     | 'setMemory'
     | 'addRegion'
     | 'removeRegion'
+    | 'setInflight'
+    | 'checkInflightLayout'
     | 'config'
     | 'writeConfig'
     | 'reset'
@@ -61,11 +67,21 @@ export interface BackEndSession
   queue(index: number): BackEndQueue
 }
 
+/** An answer that a file descriptor goes with, which is closed when it was sent. */
+class AnswerWithFd {
+  readonly payload: Buffer
+  readonly fd: number
+  constructor(payload: Buffer, fd: number) {
+    this.payload = payload
+    this.fd = fd
+  }
+}
+
 /**
  * What a message leads to: the payload of its own answer, nothing (done), or a refusal that is no fault of the
  * front-end and so leaves the connection open.
  */
-type Outcome = Buffer | undefined | typeof REFUSED
+type Outcome = Buffer | AnswerWithFd | undefined | typeof REFUSED
 const REFUSED = 'refused'
 
 /**
@@ -74,7 +90,7 @@ const REFUSED = 'refused'
  */
 export class BackEnd implements MessageHandler {
   readonly #session: BackEndSession
-  readonly #send: (message: Buffer) => void
+  readonly #send: (message: Buffer, fds?: readonly number[]) => void
   #protocolFeatures = 0n
   #deviceStatus = 0
   /** Socket for our own requests (SET_BACKEND_REQ_FD). */
@@ -82,9 +98,9 @@ export class BackEnd implements MessageHandler {
 
   /**
    * @param session serves the device to this front-end; closed by whoever made it
-   * @param send sends one message to the front-end
+   * @param send sends one message to the front-end, with file descriptors that stay open
    */
-  constructor(session: BackEndSession, send: (message: Buffer) => void) {
+  constructor(session: BackEndSession, send: (message: Buffer, fds?: readonly number[]) => void) {
     this.#session = session
     this.#send = send
   }
@@ -102,6 +118,7 @@ export class BackEnd implements MessageHandler {
     try {
       const outcome = await this.#outcomeOf(message)
       if (outcome instanceof Buffer) this.#reply(message.request, outcome)
+      else if (outcome instanceof AnswerWithFd) this.#replyWithFd(message.request, outcome)
       else this.#acknowledge(message, outcome === REFUSED ? 1n : 0n)
     } catch (error) {
       this.#acknowledge(message, 1n)
@@ -160,6 +177,13 @@ export class BackEnd implements MessageHandler {
     GET_MAX_MEM_SLOTS: () => encodeU64(BigInt(MEMORY_SLOT_COUNT)),
     ADD_MEM_REG: (message) => this.#addRegion(message),
     REM_MEM_REG: ({ payload }) => this.#removeRegion(payload),
+
+    GET_INFLIGHT_FD: ({ payload }) => this.#makeInflight(decodeInflight(payload)),
+    SET_INFLIGHT_FD: ({ payload, fds }) => {
+      const description = decodeInflight(payload)
+      this.#session.setInflight({ ...description, fd: fds.takeOne() })
+      return undefined
+    },
 
     // ---- rings
     SET_VRING_NUM: ({ payload }) => {
@@ -236,6 +260,17 @@ export class BackEnd implements MessageHandler {
     this.#session.removeRegion(decodeSingleRegion(payload))
   }
 
+  /** The front-end keeps the file and gives it to whoever serves the queues after this process. */
+  #makeInflight({ queueCount, queueSize }: WireInflight): AnswerWithFd {
+    const layout = { queueCount, queueSize }
+    this.#session.checkInflightLayout(layout)
+    const mmapSizeBytes = BigInt(inflightBytes(layout))
+    return new AnswerWithFd(
+      encodeInflight({ ...layout, mmapSizeBytes, mmapOffsetBytes: 0n }),
+      makeInflightFd(layout),
+    )
+  }
+
   #setAddresses({ index, flags, ...addresses }: VringAddress): undefined {
     const queue = this.#session.queue(index)
     // Writes that a migration relies on being logged must not go unlogged in silence.
@@ -284,8 +319,16 @@ export class BackEnd implements MessageHandler {
     this.#requestFd = fd
   }
 
-  #reply(request: number, payload: Buffer): void {
-    this.#send(encodeMessage(request, HeaderFlag.VERSION | HeaderFlag.REPLY, payload))
+  #reply(request: number, payload: Buffer, fds: readonly number[] = []): void {
+    this.#send(encodeMessage(request, HeaderFlag.VERSION | HeaderFlag.REPLY, payload), fds)
+  }
+
+  #replyWithFd(request: number, { payload, fd }: AnswerWithFd): void {
+    try {
+      this.#reply(request, payload, [fd])
+    } finally {
+      native.closeFd(fd)
+    }
   }
 
   /** Acknowledges a command if the front-end asked for it and may: 0 is "done", 1 is "not done". */

@@ -26,6 +26,7 @@ export const ProtocolFeature = {
   REPLY_ACK: 1n << 3n,
   BACKEND_REQ: 1n << 5n,
   CONFIG: 1n << 9n,
+  INFLIGHT_SHMFD: 1n << 12n,
   RESET_DEVICE: 1n << 13n,
   CONFIGURE_MEM_SLOTS: 1n << 15n,
   STATUS: 1n << 16n,
@@ -96,7 +97,7 @@ export interface RequestRule {
   readonly answered: boolean
 }
 
-const { EMPTY, U64, VRING_STATE, VRING_ADDRESS, MEMORY_TABLE, SINGLE_REGION, CONFIG } = PayloadSizes
+const { EMPTY, U64, VRING_STATE, VRING_ADDRESS, MEMORY_TABLE, SINGLE_REGION, CONFIG, INFLIGHT } = PayloadSizes
 
 function command(payload: PayloadSize, protocolFeature = 0n, fdCountMax = 0): RequestRule {
   return { payload, fdCountMax, protocolFeature, answered: false }
@@ -127,6 +128,8 @@ export const REQUEST_RULES = {
   SET_BACKEND_REQ_FD: command(EMPTY, ProtocolFeature.BACKEND_REQ, 1),
   GET_CONFIG: question(CONFIG, ProtocolFeature.CONFIG),
   SET_CONFIG: command(CONFIG, ProtocolFeature.CONFIG),
+  GET_INFLIGHT_FD: question(INFLIGHT, ProtocolFeature.INFLIGHT_SHMFD),
+  SET_INFLIGHT_FD: command(INFLIGHT, ProtocolFeature.INFLIGHT_SHMFD, 1),
   RESET_DEVICE: command(EMPTY, ProtocolFeature.RESET_DEVICE),
   GET_MAX_MEM_SLOTS: question(EMPTY, ProtocolFeature.CONFIGURE_MEM_SLOTS),
   ADD_MEM_REG: command(SINGLE_REGION, ProtocolFeature.CONFIGURE_MEM_SLOTS, 1),

@@ -18,6 +18,8 @@ const TABLE_HEAD_BYTES = 8
 const REGION_BYTES = 32
 const SINGLE_REGION_BYTES = 8 + REGION_BYTES
 const CONFIG_HEAD_BYTES = 12
+/** Two 64-bit and two 16-bit numbers, padded as a C compiler pads them. */
+const INFLIGHT_BYTES = 24
 
 /** Sizes a payload may have: `minBytes`, `minBytes + stepBytes`, … up to `maxBytes`. */
 export interface PayloadSize {
@@ -42,6 +44,7 @@ export const PayloadSizes = {
     stepBytes: REGION_BYTES,
   },
   SINGLE_REGION: exactly(SINGLE_REGION_BYTES),
+  INFLIGHT: exactly(INFLIGHT_BYTES),
   CONFIG: { minBytes: CONFIG_HEAD_BYTES, maxBytes: CONFIG_HEAD_BYTES + CONFIG_BYTES_MAX, stepBytes: 1 },
 } as const satisfies Record<string, PayloadSize>
 
@@ -227,6 +230,35 @@ export function decodeConfig(payload: Buffer): ConfigRange {
     offsetBytes: payload.readUInt32LE(0),
     flags: payload.readUInt32LE(8),
     bytes: payload.subarray(CONFIG_HEAD_BYTES),
+  }
+}
+
+/** Where in-flight regions lie in their file, which travels beside it, and for which queues they are. */
+export interface WireInflight {
+  readonly mmapSizeBytes: bigint
+  readonly mmapOffsetBytes: bigint
+  readonly queueCount: number
+  readonly queueSize: number
+}
+
+/** Encodes the payload of GET_INFLIGHT_FD, of its answer, and of SET_INFLIGHT_FD. */
+export function encodeInflight(inflight: WireInflight): Buffer {
+  const payload = Buffer.alloc(INFLIGHT_BYTES)
+  payload.writeBigUInt64LE(inflight.mmapSizeBytes, 0)
+  payload.writeBigUInt64LE(inflight.mmapOffsetBytes, 8)
+  payload.writeUInt16LE(inflight.queueCount, 16)
+  payload.writeUInt16LE(inflight.queueSize, 18)
+  return payload
+}
+
+/** Decodes what {@link encodeInflight} encodes. */
+export function decodeInflight(payload: Buffer): WireInflight {
+  expectSize('an in-flight description', payload, INFLIGHT_BYTES)
+  return {
+    mmapSizeBytes: payload.readBigUInt64LE(0),
+    mmapOffsetBytes: payload.readBigUInt64LE(8),
+    queueCount: payload.readUInt16LE(16),
+    queueSize: payload.readUInt16LE(18),
   }
 }
 

@@ -221,7 +221,11 @@ export class VhostUserServer extends EventEmitter<VhostUserEvents> {
       const session = new DeviceSession(this.#device, this.#options, {
         onDegraded: (error) => this.emit('degraded', error),
       })
-      return { connection, session, backEnd: new BackEnd(session, (message) => connection.send(message)) }
+      return {
+        connection,
+        session,
+        backEnd: new BackEnd(session, (message, fds) => connection.send(message, fds)),
+      }
     } catch (error) {
       connection.close()
       throw error
