@@ -735,6 +735,8 @@ export interface NativeDriverThread {
    * kept alive. Throws ERR_CLOSED when it ran before or is closed.
    */
   run(onDone: () => void): void
+  /** Submits nothing more; the load ends when every request is answered. Calling it again does nothing. */
+  finish(): void
   /**
    * Asks the thread to stop, whatever is in flight, and waits for it. Counters and latencies stay readable. Call it
    * after every run, before the eventfds are closed. Calling it again does nothing.

@@ -69,6 +69,11 @@ Napi::Value latency_nanos(DriverHandle& handle, const Napi::CallbackInfo& info) 
   return info.Env().Undefined();
 }
 
+Napi::Value finish(DriverHandle& handle, const Napi::CallbackInfo& info) {
+  handle.thread().finish();
+  return info.Env().Undefined();
+}
+
 Napi::Value start_driver_thread(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   OptionReader reader(info[0]);
@@ -98,6 +103,7 @@ Napi::Value start_driver_thread(const Napi::CallbackInfo& info) {
     driver.Set(name, Napi::Function::New(env, function, name));
   };
   define("latencyNanos", latency_nanos);
+  define("finish", finish);
   define_run_and_close(driver, handle);
   return driver;
 }

@@ -105,6 +105,8 @@ class DriverThread::Load {
   [[nodiscard]] std::uint64_t latency_nanos(double quantile) const noexcept {
     return done_ ? latency_.nanos_at(quantile) : 0;
   }
+  // Needs no waking: an answer is due, or the thread is about to submit.
+  void finish() noexcept { finish_ = true; }
   // The eventfd wakes the thread from poll, the flag ends it between two waits.
   void stop() noexcept {
     stop_ = true;
@@ -154,7 +156,7 @@ class DriverThread::Load {
       HardwareOrdering::store_relaxed(&counting_->elapsed_nanos, elapsed_nanos);
       reap();
       if (driver_.fault() != DeviceFault::kNone) break;
-      if (elapsed_nanos >= nanos_max) unsubmitted_count_ = 0;
+      if (elapsed_nanos >= nanos_max || finish_) unsubmitted_count_ = 0;
       submit();
       if (driver_.in_flight_count() == 0) return true;
       // Going to sleep on answers that came meanwhile would be the lost wake-up: enable_signals() looks once more.
@@ -267,6 +269,7 @@ class DriverThread::Load {
   const std::shared_ptr<MappedRegion> memory_;
   const UniqueFd stop_fd_;
   std::atomic<bool> stop_ = false;
+  std::atomic<bool> finish_ = false;
   std::atomic<bool> done_ = false;
   DriverCounters counters_;
 
@@ -313,6 +316,8 @@ int DriverThread::run(std::function<void()> on_done) {
     done();
   });
 }
+
+void DriverThread::finish() noexcept { load_->finish(); }
 
 void DriverThread::close() noexcept {
   load_->stop();

@@ -74,6 +74,8 @@ class DriverThread {
   // With `verify`, the blocks to be checked are written first. That is not part of the load: it counts towards no
   // limit and in no counter, except for what goes wrong.
   [[nodiscard]] int run(std::function<void()> on_done);
+  // Ends the load early: nothing more is submitted, and the thread ends when every request is answered. Any thread.
+  void finish() noexcept;
   // Ends the load where it stands, forgetting requests in flight, and waits for the thread. Calling it again does
   // nothing.
   void close() noexcept;

@@ -482,6 +482,19 @@ TEST_CASE("driver thread: close() ends it in the middle of a wait or of the load
   CHECK(working.driver->counters().failed_requests == 0);
 }
 
+TEST_CASE("driver thread: finish() ends an endless load with every request answered") {
+  Run run(Suppression::kEventIdx);
+  run.options.request_count_max = 0;
+  run.make_driver();
+  const Disk disk(run.options, run.driver->ring(), {});
+  std::future<void> ended = run.start();
+  std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  run.driver->finish();
+  ended.wait();
+  CHECK(run.driver->counters().failed_requests == 0);
+  CHECK(run.driver->counters().stalls == 0);
+}
+
 TEST_CASE("driver thread: one that never ran needs no close") {
   Run run(Suppression::kEventIdx);
   run.make_driver();

@@ -7,11 +7,17 @@ import { guestTools, scriptsDirectory } from './tools.ts'
 /** How a guest is put together. */
 export interface GuestOptions {
   /** The script of `test/front-ends/guest` that the guest runs. */
-  readonly scenario: 'disk' | 'entropy'
+  readonly scenario: 'disk' | 'entropy' | 'kills'
   /** Number of CPUs; default 1. */
   readonly cpuCount?: number
   /** Arguments for QEMU that add the devices under test. */
   readonly devices: readonly string[]
+  /**
+   * What happens outside while the guest runs.
+   *
+   * @param began settles when the scenario printed `result began`; rejects when the machine ended before
+   */
+  meanwhile?(began: Promise<void>): Promise<void>
 }
 
 /** What a guest left behind. */
@@ -44,11 +50,16 @@ export async function bootGuest(options: GuestOptions): Promise<GuestReport> {
     ],
     LIMIT_SECONDS,
   )
+  const began = machine.until(() => /^result began /m.test(machine.stdout()))
+  began.catch(() => {})
+  const meanwhile = options.meanwhile?.(began)
+  meanwhile?.catch(() => {})
   const exitStatus = await machine.exitStatus
   const console = machine.stdout().replaceAll('\r', '') + machine.stderr()
   if (exitStatus !== 0) {
     throw new Error(`the guest did not power off (QEMU's status ${exitStatus})\n${console}`)
   }
+  await meanwhile
   return {
     console,
     results: new Map(
