@@ -79,7 +79,8 @@ const PEER_LIMIT_MS = 1000
 // ---- controls -----------------------------------------------------------------------------------------------------
 
 const isNoticed = test.macro({
-  title: (_, weakness: string) => `control: a back-end that ${weakness} after a row is noticed`,
+  title: (_, weakness: string, finding: RegExp | undefined) =>
+    `control: a back-end that ${weakness} after a row is ${finding === undefined ? 'not accused' : 'noticed'}`,
   async exec(t, weakness: string, finding: RegExp | undefined) {
     const socketPath = join(await temporaryDirectory(t), 'w.sock')
     const command = [process.execPath, '--import=tsx', weakBackEnd, socketPath, weakness]

@@ -14,9 +14,9 @@ export interface HostileTarget {
 
 /** The most memory that may come to stay over all rows: what a young process still grows by itself, and no more. */
 const RSS_GROWTH_BYTES_MAX = 96 * 1024 * 1024
-/** How long idle CPU is looked at, and how much of it is nothing. Collections of garbage take a little. */
+/** How long a back-end is looked at with nothing to do, and how long it may want to run then: garbage is collected. */
 const IDLE_WINDOW_MS = 100
-const IDLE_CPU_MS_MAX = 20
+const RUNNABLE_MS_MAX = 25
 const REST_MS_MAX = 5000
 
 /** How long a whole table may take, in seconds. */
@@ -92,7 +92,7 @@ async function comesToRest(pid: number, deadline: number): Promise<boolean> {
     await sleep(IDLE_WINDOW_MS)
     const after = processVitals(pid)
     if (before === undefined || after === undefined) return false
-    if (after.cpuMs - before.cpuMs <= IDLE_CPU_MS_MAX) return true
+    if (after.runnableMs - before.runnableMs <= RUNNABLE_MS_MAX) return true
   } while (performance.now() < deadline)
   return false
 }

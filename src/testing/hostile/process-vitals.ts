@@ -6,12 +6,12 @@ export interface ProcessVitals {
   readonly fdCount: number
   /** Memory that is there: resident set size. */
   readonly rssBytes: number
-  /** CPU time of all threads since the process began, in ms; the kernel counts in steps of 10 ms. */
-  readonly cpuMs: number
+  /**
+   * Time in ms that its threads have run or have waited for a processor. Waiting counts, because a thread that spins on
+   * a busy machine seldom runs, but would always like to.
+   */
+  readonly runnableMs: number
 }
-
-/** The kernel tells times in hundredths of a second whatever it counts in (USER_HZ). */
-const TICK_MS = 10
 
 /**
  * Looks at a process of this machine, of this user or by root.
@@ -20,20 +20,32 @@ const TICK_MS = 10
  */
 export function processVitals(pid: number): ProcessVitals | undefined {
   try {
-    // The name in parentheses may hold anything; behind it comes field 3.
-    const fields = readFileSync(`/proc/${pid}/stat`, 'utf8')
-      .replace(/^.*\) /s, '')
-      .split(' ')
-    const field = (number: number): number => Number(fields[number - 3])
-    if (fields[0] === 'Z' || fields[0] === 'X') return undefined
+    const status = readFileSync(`/proc/${pid}/status`, 'utf8')
+    if (/^State:\s+[ZX]/m.test(status)) return undefined
     return {
       fdCount: readdirSync(`/proc/${pid}/fd`).length,
-      rssBytes:
-        1024 * Number(/^VmRSS:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1] ?? 0),
-      cpuMs: (field(14) + field(15)) * TICK_MS,
+      rssBytes: 1024 * Number(/^VmRSS:\s+(\d+) kB$/m.exec(status)?.[1] ?? 0),
+      runnableMs: readdirSync(`/proc/${pid}/task`).reduce((sum, thread) => sum + threadMs(pid, thread), 0),
     }
   } catch (error) {
-    if (['ENOENT', 'ESRCH'].includes((error as NodeJS.ErrnoException).code ?? '')) return undefined
+    if (hasEnded(error)) return undefined
     throw error
   }
+}
+
+/** The first two numbers of schedstat are the ns that a thread ran and the ns that it waited to. */
+function threadMs(pid: number, thread: string): number {
+  try {
+    const [ran = 0, waited = 0] = readFileSync(`/proc/${pid}/task/${thread}/schedstat`, 'utf8')
+      .split(' ')
+      .map(Number)
+    return (ran + waited) / 1e6
+  } catch (error) {
+    if (hasEnded(error)) return 0
+    throw error
+  }
+}
+
+function hasEnded(error: unknown): boolean {
+  return ['ENOENT', 'ESRCH'].includes((error as NodeJS.ErrnoException).code ?? '')
 }

@@ -63,7 +63,8 @@ export class Stage {
 
   /** What became of a message that the back-end did not have to answer. */
   async afterMessage(frontEnd: VhostUserFrontEnd): Promise<HostileOutcome> {
-    return (await this.inTime(frontEnd.isAnswered(), undefined)) === false ? 'protocol error' : 'served'
+    const outcome = frontEnd.isAnswered().then((answered) => (answered ? 'served' : 'protocol error'))
+    return this.inTime<HostileOutcome>(outcome, 'no answer')
   }
 
   /**
