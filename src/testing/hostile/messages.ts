@@ -248,7 +248,7 @@ const featureRows: readonly HostileRow[] = [
     messageRow(
       42,
       `SET_INFLIGHT_FD with ${what}`,
-      ['ERR_VHOST_FEATURES', 'ERR_VHOST_FD', 'ERR_VHOST_SIZE', 'ERR_VHOST_MESSAGE', 'ERR_MEMORY_REGION'],
+      ['ERR_VHOST_INFLIGHT', 'ERR_VHOST_FEATURES', 'ERR_VHOST_FD', 'ERR_VHOST_SIZE', 'ERR_VHOST_MESSAGE'],
       async ({ frontEnd, memory }) => {
         await acceptIfOffered(frontEnd, INFLIGHT_SHMFD)
         // The specification's structure ends with 4 bytes of padding.
