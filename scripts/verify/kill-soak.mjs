@@ -160,7 +160,7 @@ class Pair {
   async #startDevice() {
     const serve = ['serve', 'vhost-user', '--file', this.filePath, '--size', String(CAPACITY_BYTES)]
     // Writes are answered later than reads that came after them: answers leave in another order than requests come.
-    const slow = ['--layer', 'fault:delayMs=8,verbs=write', '--log-level', 'error']
+    const slow = ['--layer', 'fault:delayMs=20,verbs=write', '--log-level', 'error']
     const child = spawn(
       'sh',
       ['-c', 'LISTEN_PID=$$ exec "$@"', 'sh', process.execPath, main, ...serve, ...slow],
