@@ -189,7 +189,8 @@ class SplitDevice {
     const std::uint16_t visible = distance(last_avail_, avail_idx);
     // More than the ring holds: the index jumped, or went back.
     if (visible > ring_.size) return break_queue(Fault::kAvailIndex);
-    const std::uint32_t found = owed_count() + visible;
+    std::uint32_t owed_left = owed_count();
+    const std::uint32_t found = owed_left + visible;
     if (found == 0) return 0;
     suppress_kicks();
 
@@ -197,7 +198,7 @@ class SplitDevice {
     std::uint32_t segment = 0;
     const std::uint32_t looks = std::min(found, options_.batch_count_max);
     for (std::uint32_t look = 0; look < looks && taken < count_max; ++look) {
-      const bool owed = owed_count() > 0;
+      const bool owed = owed_left > 0;
       const std::uint16_t head = owed ? inflight_region_.owed_head(owed_next_)
                                       : Ordering::load_relaxed(&parts_.avail->ring[last_avail_ & (ring_.size - 1)]);
       if (const Fault fault = owed ? Fault::kNone : head_fault(head); fault != Fault::kNone) {
@@ -207,11 +208,12 @@ class SplitDevice {
       }
       const Chain chain = read(head, segment, taken);
       if (chain.rows_exhausted && segment > 0) break;  // it is read again by the next take, with all rows free
-      if (owed) {
+      if (owed) [[unlikely]] {
         ++owed_next_;
+        --owed_left;
       } else {
         ++last_avail_;
-        if (inflight_region_.attached()) inflight_region_.take(head);
+        if (inflight_region_.attached()) [[unlikely]] inflight_region_.take(head);
       }
       skips_in_a_row_ = 0;
       if (chain.fault != Fault::kNone) {
@@ -433,7 +435,7 @@ class SplitDevice {
     Ordering::store_relaxed(&element.id, std::uint32_t{head});
     Ordering::store_relaxed(&element.len, length_bytes);
     ++used_idx_;
-    if (inflight_region_.attached()) inflight_region_.add_to_batch(head);
+    if (inflight_region_.attached()) [[unlikely]] inflight_region_.add_to_batch(head);
   }
 
   // Whether the driver asked to be told of what was published since the last decision. Has a side effect: it is a
