@@ -10,7 +10,7 @@ import { noResults } from '../../test-results.mjs'
 
 // Whatever makes native objects. The command line starts processes of its own and is tested without; and memory of
 // which AddressSanitizer has reserved terabytes cannot be locked.
-const folders = ['models', 'native', 'notify', 'ring', 'simulation', 'testing', 'transport']
+const folders = ['models', 'native', 'ring', 'testing', 'transport']
 const left = ['test/transport/tcmu-netlink.test.ts']
 
 /** @type {import('../ladder.mjs').Rung} */

@@ -6,7 +6,7 @@ import { root } from '../../setup.mjs'
 import { noResults } from '../../test-results.mjs'
 import { buildFuzzTarget, fuzz, fuzzPackages, fuzzTargets, fuzzTools } from '../fuzz-targets.mjs'
 
-const seconds = 15
+const seconds = 10
 
 /** @type {import('../ladder.mjs').Rung} */
 export default {
