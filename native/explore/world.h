@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "core/ordering.h"
 #include "explore/memory.h"
 
 namespace hushring::explore {
@@ -114,8 +115,9 @@ class World {
   std::vector<std::byte> first_;  // the arena in the first state
 };
 
-// The ordering policy of the programs: the functions of HardwareOrdering (core/ordering.h), each one step.
-struct ExploredOrdering {
+// The ordering policy of the programs: the functions of HardwareOrdering (core/ordering.h), each one step. Those of an
+// in-flight region are as they were: no queue here has one.
+struct ExploredOrdering : HardwareOrdering {
   static void publish_used_index(std::uint16_t* index, std::uint16_t value) noexcept {
     store(index, value, Order::kRelease);
   }

@@ -40,9 +40,9 @@ export const fuzzTargets = [
       {
         name: 'the head is read twice',
         file: 'core/split.h',
-        right: 'if (const Fault fault = head_fault(head); fault != Fault::kNone) {',
+        right: 'owed ? Fault::kNone : head_fault(head);',
         wrong:
-          'if (const Fault fault = head_fault(Ordering::load_relaxed(&parts_.avail->ring[last_avail_ & (ring_.size - 1)])); fault != Fault::kNone) {',
+          'owed ? Fault::kNone : head_fault(Ordering::load_relaxed(&parts_.avail->ring[last_avail_ & (ring_.size - 1)]));',
       },
     ],
   },
