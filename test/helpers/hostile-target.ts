@@ -14,9 +14,9 @@ export interface HostileTarget {
 
 /** The most memory that may come to stay over all rows: what a young process still grows by itself, and no more. */
 const RSS_GROWTH_BYTES_MAX = 96 * 1024 * 1024
-/** How long a back-end is looked at with nothing to do, and how long it may want to run then: garbage is collected. */
+/** How long a back-end is looked at with nothing to do, and how long it may run then: garbage is collected. */
 const IDLE_WINDOW_MS = 100
-const RUNNABLE_MS_MAX = 25
+const IDLE_CPU_MS_MAX = 25
 const REST_MS_MAX = 5000
 
 /** How long a whole table may take, in seconds. */
@@ -92,7 +92,7 @@ async function comesToRest(pid: number, deadline: number): Promise<boolean> {
     await sleep(IDLE_WINDOW_MS)
     const after = processVitals(pid)
     if (before === undefined || after === undefined) return false
-    if (after.runnableMs - before.runnableMs <= RUNNABLE_MS_MAX) return true
+    if (!after.isRunnable && after.cpuMs - before.cpuMs <= IDLE_CPU_MS_MAX) return true
   } while (performance.now() < deadline)
   return false
 }

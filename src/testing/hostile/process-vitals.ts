@@ -6,11 +6,13 @@ export interface ProcessVitals {
   readonly fdCount: number
   /** Memory that is there: resident set size. */
   readonly rssBytes: number
+  /** CPU time of its threads, in ms. */
+  readonly cpuMs: number
   /**
-   * Time in ms that its threads have run or have waited for a processor. Waiting counts, because a thread that spins on
-   * a busy machine seldom runs, but would always like to.
+   * Whether a thread runs or waits for a processor right now. On a busy machine a thread that spins may get no CPU time
+   * for long, but is always waiting for some.
    */
-  readonly runnableMs: number
+  readonly isRunnable: boolean
 }
 
 /**
@@ -22,10 +24,12 @@ export function processVitals(pid: number): ProcessVitals | undefined {
   try {
     const status = readFileSync(`/proc/${pid}/status`, 'utf8')
     if (/^State:\s+[ZX]/m.test(status)) return undefined
+    const threads = readdirSync(`/proc/${pid}/task`).map((thread) => threadVitals(pid, thread))
     return {
       fdCount: readdirSync(`/proc/${pid}/fd`).length,
       rssBytes: 1024 * Number(/^VmRSS:\s+(\d+) kB$/m.exec(status)?.[1] ?? 0),
-      runnableMs: readdirSync(`/proc/${pid}/task`).reduce((sum, thread) => sum + threadMs(pid, thread), 0),
+      cpuMs: threads.reduce((sum, { cpuMs }) => sum + cpuMs, 0),
+      isRunnable: threads.some(({ state }) => state === 'R'),
     }
   } catch (error) {
     if (hasEnded(error)) return undefined
@@ -33,15 +37,16 @@ export function processVitals(pid: number): ProcessVitals | undefined {
   }
 }
 
-/** The first two numbers of schedstat are the ns that a thread ran and the ns that it waited to. */
-function threadMs(pid: number, thread: string): number {
+function threadVitals(pid: number, thread: string): { state: string; cpuMs: number } {
+  const folder = `/proc/${pid}/task/${thread}`
   try {
-    const [ran = 0, waited = 0] = readFileSync(`/proc/${pid}/task/${thread}/schedstat`, 'utf8')
-      .split(' ')
-      .map(Number)
-    return (ran + waited) / 1e6
+    // The name in parentheses may hold anything; behind it comes the state.
+    const [, state = ''] = /^.*\) (\w)/s.exec(readFileSync(`${folder}/stat`, 'utf8')) ?? []
+    // The first number is the ns that it ran.
+    const cpuMs = Number.parseInt(readFileSync(`${folder}/schedstat`, 'utf8'), 10) / 1e6
+    return { state, cpuMs }
   } catch (error) {
-    if (hasEnded(error)) return 0
+    if (hasEnded(error)) return { state: 'X', cpuMs: 0 }
     throw error
   }
 }
