@@ -26,13 +26,20 @@ struct RewritingOrdering : HardwareOrdering {
 struct Ring {
   static constexpr TcmuOptions kOptions{.command_count_max = 8, .batch_count_max = 8};
 
-  explicit Ring(const test::TestRingOptions& options) : script(options) {
-    static_cast<void>(device.start(script.map(), script.map_bytes()));
-  }
+  explicit Ring(const test::TestRingOptions& options) : script(options) { start(); }
   // A device outlives the region of its ring only when it is stopped.
   ~Ring() { device.stop(); }
 
+  // The device goes by the words of the mailbox as they are now, whatever is written there later.
+  void start() {
+    bytes = script.mailbox().cmdr_size;
+    data_offset = std::uint64_t{script.mailbox().cmdr_off} + bytes;
+    static_cast<void>(device.start(script.map(), script.map_bytes()));
+  }
+
   test::RingScript script;
+  std::uint32_t bytes = 0;
+  std::uint64_t data_offset = 0;
   static inline TcmuCommandRow commands[8];
   static inline std::byte cdbs[8 * kCdbBytesMax];
   static inline Segment segments[64];
@@ -81,7 +88,7 @@ void take(Ring& ring) {
     demand(end <= std::size(ring.segments), "segments lie in their table");
     for (std::size_t index = command.first_segment; index < end; ++index) {
       const Segment& segment = ring.segments[index];
-      demand(segment.window == 0 && segment.offset_bytes >= ring.script.data_offset(), "a segment lies in the data area");
+      demand(segment.window == 0 && segment.offset_bytes >= ring.data_offset, "a segment lies in the data area");
       demand(std::uint64_t{segment.offset_bytes} + segment.length_bytes <= ring.script.map_bytes(), "and in all of it");
       ring.script.map()[segment.offset_bytes] ^= std::byte{1};
       ring.script.map()[segment.offset_bytes + segment.length_bytes - 1] ^= std::byte{1};
@@ -99,7 +106,7 @@ void answer(Ring& ring) {
   if (!ring.device.publish()) return;
   const std::uint32_t tail = ring.script.tail();
   // The kernel loops for ever behind a tail that is not at an entry.
-  demand(tail % 8 == 0 && tail < ring.script.mailbox().cmdr_size, "the tail lies in the ring");
+  demand(tail % 8 == 0 && tail < ring.bytes, "the tail lies in the ring");
 }
 
 void play(Ring& ring) {
@@ -122,8 +129,7 @@ void play(Ring& ring) {
       ring.device.free_kept(input->ConsumeIntegralInRange<std::uint32_t>(0, 9));
       return;
     case 5:
-      static_cast<void>(ring.device.start(ring.script.map(), ring.script.map_bytes()));
-      return;
+      return ring.start();
     default:
       return take(ring);
   }

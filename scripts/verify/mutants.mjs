@@ -14,7 +14,7 @@ export const mutants = [
   {
     id: 'F1',
     weakened: 'used.idx is published without release',
-    killers: ['explorer', 'spin', 'disassembly', 'tsan'],
+    killers: ['explorer', 'disassembly', 'tsan'],
   },
   {
     id: 'F2-event-idx',

@@ -1,4 +1,4 @@
-import { closeSync, openSync, readdirSync, readFileSync, readlinkSync } from 'node:fs'
+import { closeSync, openSync, readFileSync } from 'node:fs'
 import { setImmediate as turn } from 'node:timers/promises'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
@@ -31,17 +31,6 @@ import { until } from '../helpers/until.ts'
 import { CAPACITY_BYTES, expectServed, heldDisk, listen, start } from '../helpers/vhost-user-bench.ts'
 
 const INDIRECT_DESC = 1n << 28n
-
-// What the modules were read from is still being closed when the first test begins.
-test.before(() => until(() => !readdirSync('/proc/self/fd').some(isOpenModule)))
-
-function isOpenModule(fd: string): boolean {
-  try {
-    return /\.[mc]?[jt]s$/.test(readlinkSync(`/proc/self/fd/${fd}`))
-  } catch {
-    return false // closed since
-  }
-}
 
 // ---- what any back-end must survive -----------------------------------------------------------------------------
 

@@ -29,7 +29,9 @@ export default {
       HUSHRING_NATIVE_PATH: addon,
       LD_PRELOAD: (await run(['g++', '-print-file-name=libasan.so'])).output.trim(),
       // Node itself frees little of what it made before it ends. The signals are our own: the SIGBUS guard's tests.
-      ASAN_OPTIONS: 'detect_leaks=0:handle_sigbus=0:handle_segv=0:allocator_may_return_null=1',
+      // What was freed is put aside for a while, and is not to look like a leak to the tests that weigh memory.
+      ASAN_OPTIONS:
+        'detect_leaks=0:handle_sigbus=0:handle_segv=0:allocator_may_return_null=1:quarantine_size_mb=16',
       UBSAN_OPTIONS: 'print_stacktrace=1:halt_on_error=1',
     }
     const results = await avaTests('unit', {
