@@ -12,11 +12,10 @@ import {
 import { constants as osConstants, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { setFlagsFromString } from 'node:v8'
-import { runInNewContext } from 'node:vm'
 import test, { type ExecutionContext } from 'ava'
 import { type NativeRegion, native } from '../../src/native.ts'
 import { GiB, KiB, MiB } from '../../src/units.ts'
+import { collectGarbage } from '../helpers/collect-garbage.ts'
 import { openFdCount } from '../helpers/open-fds.ts'
 import { temporaryDirectory } from '../helpers/processes.ts'
 import { until } from '../helpers/until.ts'
@@ -72,12 +71,7 @@ async function socketPair(t: ExecutionContext): Promise<[one: number, other: num
 
 /** Collects garbage until the condition holds. */
 async function untilCollected(condition: () => boolean): Promise<void> {
-  setFlagsFromString('--expose-gc')
-  const collect = runInNewContext('gc') as () => void
-  await until(() => {
-    collect()
-    return condition()
-  })
+  while (!condition()) await collectGarbage()
 }
 
 // ---- Descriptors ------------------------------------------------------------------------------------------------

@@ -1,6 +1,4 @@
 import { setTimeout as sleep, setImmediate as turn } from 'node:timers/promises'
-import { setFlagsFromString } from 'node:v8'
-import { runInNewContext } from 'node:vm'
 import test, { type ExecutionContext } from 'ava'
 import { NEVER } from 'rxjs'
 import type { BlockRequest } from '../../src/handlers/block/block-request.ts'
@@ -15,6 +13,7 @@ import type { Logger } from '../../src/transport/logger.ts'
 import type { TcmuControl } from '../../src/transport/tcmu/index.ts'
 import { type ServePortOptions, serve } from '../../src/transport/tcmu/serve.ts'
 import { GiB, KiB, MiB } from '../../src/units.ts'
+import { collectGarbage } from '../helpers/collect-garbage.ts'
 import { openFdCount } from '../helpers/open-fds.ts'
 import { read, serveOn, statusOf, TEST_UNIT_READY, write } from '../helpers/tcmu-bench.ts'
 import { until } from '../helpers/until.ts'
@@ -276,10 +275,8 @@ test('two commands with the same data are detached each on its own', async (t) =
   await until(() => views[1]?.byteLength === 0)
   // What is detached is collected now or later, and must not be taken for the other one.
   views[1] = undefined
-  setFlagsFromString('--expose-gc')
-  const collectGarbage: () => void = runInNewContext('gc')
   for (let round = 0; round < 5; round++) {
-    collectGarbage()
+    await collectGarbage()
     await sleep(2)
   }
   t.is(views[0]?.byteLength, 4096)
