@@ -346,12 +346,13 @@ export class TcmuQueue {
     completions[base + TcmuCompletionRow.copyBytes] = isRead(request.cdb[0]!) ? lengthBytes : 0
   }
 
-  // What the kernel copies to the initiator. It takes no 0 for an answer (READ_LEN 0 means "all"), and an old kernel
-  // no length at all; the rest is then zeros, because the pages may hold another command's data.
+  // What the kernel copies to the initiator. It takes no 0 for an answer (READ_LEN 0 means "all"), and no length at all
+  // of a bidirectional command or from an old kernel; the rest is then zeros, because the pages may hold another
+  // command's data.
   #bytesOf(request: ScsiRequest, bytesWritten: number | undefined): number {
-    const { dataIn } = request
+    const { dataIn, isBidirectional } = request
     if (bytesWritten === undefined || bytesWritten >= dataIn.byteLength) return dataIn.byteLength
-    const tellsLength = (this.#mailboxFlags & TcmuMailboxFlag.readLength) !== 0
+    const tellsLength = (this.#mailboxFlags & TcmuMailboxFlag.readLength) !== 0 && !isBidirectional
     if (bytesWritten > 0 && tellsLength) return bytesWritten
     dataIn.fill(0, bytesWritten)
     return dataIn.byteLength

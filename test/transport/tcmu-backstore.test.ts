@@ -224,6 +224,22 @@ for (const readLength of [true, false]) {
   for (const bytesWritten of [0, 1, 4095]) test(leavesNothingOld, bytesWritten, readLength)
 }
 
+test('a short answer to a bidirectional command shows no old bytes, because the kernel takes no length of it', async (t) => {
+  const device = scsiDevice({
+    handler: (io) => {
+      if (io.cdb[0] === 0x2a) return io.ok()
+      io.dataIn.fill(0x55, 0, 10)
+      return io.ok(10)
+    },
+  })
+  const { kernel } = serveOn(t, device)
+  await write(kernel, 0, Buffer.alloc(8192, 0xaa))
+  const dataOut = Buffer.alloc(512)
+  // XDWRITEREAD (10).
+  const { dataIn } = await kernel.submit({ cdb: Buffer.of(0x53), dataOut, dataInBytes: 512 })
+  t.deepEqual(dataIn, Buffer.concat([Buffer.alloc(10, 0x55), Buffer.alloc(502)]))
+})
+
 test('views and lists that a handler keeps go empty with the answer', async (t) => {
   const kept: { views: readonly Uint8Array[]; data: SegmentList }[] = []
   const disk = blockDevice({
