@@ -93,7 +93,7 @@ export interface TcmuQueueCounts {
 export class TcmuQueue {
   armed = false
   more = false
-  /** Commands taken and not yet published. */
+  /** Commands taken whose answer is not out: none yet, not published, or behind one that has none (see {@link AnswerOrder}). */
   inFlightCount = 0
   /** Commands whose answer is published and whose buffer is kept. */
   keptCount = 0
@@ -109,6 +109,8 @@ export class TcmuQueue {
   #recordedCount = 0
   #keptRecordedCount = 0
   #mailboxFlags = 0
+  /** For a kernel that takes answers in the order of the commands only. */
+  #order: AnswerOrder | undefined
   #running = false
   /** Lives of the ring so far: an answer of an earlier one must not meet a command of this one. */
   #lifeCount = 0
@@ -139,6 +141,7 @@ export class TcmuQueue {
   start(): void {
     this.#throwIfBroken(-this.#native.start())
     this.#mailboxFlags = this.#native.inspect().flags
+    this.#order = (this.#mailboxFlags & TcmuMailboxFlag.outOfOrder) === 0 ? new AnswerOrder() : undefined
     this.#running = true
     this.#lifeCount++
     this.armed = false
@@ -236,6 +239,7 @@ export class TcmuQueue {
       )
     }
     this.#requests[command] = request
+    this.#order?.take(command)
     return request
   }
 
@@ -332,6 +336,7 @@ export class TcmuQueue {
   #writeRow(request: ScsiRequest, completion: Completion): void {
     const { completions } = this.#native
     const row = this.#recordedCount++
+    this.#order?.answer(request.head)
     const base = row * TcmuCompletionRow.words
     const isOk = completion.result === 'ok'
     const status = isOk ? ScsiStatus.GOOD : this.#failedStatus(row, completion)
@@ -416,7 +421,7 @@ export class TcmuQueue {
     const bits = this.#complete(count)
     this.#recordedCount = 0
     this.#awaitedRecorded = false
-    this.inFlightCount -= count
+    this.inFlightCount -= this.#order?.publish() ?? count
     this.keptCount += this.#keptRecordedCount
     this.#keptRecordedCount = 0
     this.#published.count = count
@@ -463,6 +468,32 @@ export class TcmuQueue {
   #throwIfBroken(result: number): number {
     if (result < 0) throw ringError(-result, undefined)
     return result
+  }
+}
+
+/**
+ * Which answers go out on a ring that wants them in the order of its commands: one that is ready waits for those before
+ * it, and holds its credit meanwhile. Somebody who had the credit back would find that nothing can be taken with it, and
+ * look again and again.
+ */
+class AnswerOrder {
+  readonly #commands: number[] = []
+  readonly #answered = new Set<number>()
+
+  take(command: number): void {
+    this.#commands.push(command)
+  }
+
+  answer(command: number): void {
+    this.#answered.add(command)
+  }
+
+  /** @returns how many answers go out with a publication now */
+  publish(): number {
+    let count = 0
+    while (count < this.#commands.length && this.#answered.delete(this.#commands[count]!)) count++
+    this.#commands.splice(0, count)
+    return count
   }
 }
 

@@ -157,6 +157,24 @@ function observedPolicy() {
   return { doorbell, urgencies }
 }
 
+test('answers that wait for one before them keep their credits, and nobody looks again and again meanwhile', async (t) => {
+  let answer = (): void => {}
+  const disk = blockDevice({
+    capacityBytes: CAPACITY_BYTES,
+    read: (io) => (io.offsetBytes > 0 ? undefined : new Promise<void>((resolve) => (answer = resolve))),
+  })
+  const { kernel, backstore } = serveOn(t, disk, { commandCountMax: 2 }, { outOfOrder: false })
+  const results = [0, 8, 16].map((lba) => read(kernel, lba, 1))
+  await until(() => backstore.statsSnapshot().commands === 2)
+  for (let turns = 0; turns < 5; turns++) await turn()
+  const { nativeCalls, inFlight } = backstore.statsSnapshot()
+  for (let turns = 0; turns < 50; turns++) await turn()
+  t.is(backstore.statsSnapshot().nativeCalls, nativeCalls)
+  t.is(inFlight, 2)
+  answer()
+  for (const result of results) t.is(statusOf(await result), 'GOOD')
+})
+
 test('reads of more than the inline limit are copied by a thread, and nothing is lost', async (t) => {
   const disk = memoryDisk({ capacityBytes: CAPACITY_BYTES })
   const { kernel, backstore } = serveOn(t, disk, { inlineCopyBytesMax: 0 })
