@@ -209,8 +209,16 @@ export class TcmuQueue {
 
   /** Takes task management when no command may be taken: it may be what ends those that are in flight. */
   takeUncredited(): boolean {
+    const passedCount = this.#passedCount()
     this.take(0)
-    return this.#undelivered !== undefined
+    // A look ends at what it passes over if batches are small: what is behind that needs another one.
+    return this.#undelivered !== undefined || this.#passedCount() > passedCount
+  }
+
+  /** Entries that are nobody's: padding, and kinds that this version does not know. */
+  #passedCount(): bigint {
+    const { counters } = this.#native
+    return counters[TcmuCounter.pads]! + counters[TcmuCounter.unknownOps]!
   }
 
   #requestAt(row: number): ScsiRequest {

@@ -365,6 +365,17 @@ test('task management without anything in flight is told, and frees its place on
   t.true(aborts.every(({ commands }) => commands.length === 0))
 })
 
+test('task management is found behind an entry of no command, when no further command may be taken', async (t) => {
+  const { kernel, aborts, backstore } = serveOn(t, stallingDisk(), { commandCountMax: 1 })
+  const stalled = read(kernel, 8, 1)
+  await until(() => backstore.statsSnapshot().inFlight === 1)
+  t.true(kernel.putEntry(5))
+  const reset = kernel.lunReset()
+  await until(() => aborts.length === 1)
+  t.is(await reset, 'function complete')
+  t.is((await stalled).status, 0x40)
+})
+
 test('an aborted command is not held for company', async (t) => {
   const { doorbell, urgencies } = observedPolicy()
   const { kernel, backstore } = serveOn(t, stallingDisk(), { doorbell, stopGraceMs: 0 })
