@@ -270,7 +270,7 @@ export class TcmuQueue {
     if (taskManagement === undefined) return
     this.#undelivered = undefined
     // One of the answers that are held may be what the initiator waits for.
-    if (this.#publishHeld()) this.#options.onCreditsReturned?.()
+    const hasPublished = this.#publishHeld()
     const { type } = taskManagement
     const commands = taskManagement.commands.filter((request) => this.#requests[request.head] === request)
     for (const request of commands) this.#awaited.add(request)
@@ -285,6 +285,8 @@ export class TcmuQueue {
       details: { type },
     })
     for (const request of commands) request.abort(reason)
+    // Not before: whoever looks at the ring now finds what comes behind this entry, and that may be the next one.
+    if (hasPublished) this.#options.onCreditsReturned?.()
   }
 
   /**

@@ -376,6 +376,23 @@ test('task management is found behind an entry of no command, when no further co
   t.is((await stalled).status, 0x40)
 })
 
+test('task management is told in the order in which it came, also when a held answer goes out for the first', async (t) => {
+  const { kernel, aborts } = serveOn(
+    t,
+    memoryDisk({ capacityBytes: CAPACITY_BYTES }),
+    // The budget ends with the commands, so that the first function is told before the ring is looked at again.
+    { budgetCountMax: 2, doorbell: ({ urgent }) => (urgent ? 'now' : 20_000) },
+  )
+  const answered = [read(kernel, 0, 1), read(kernel, 8, 1)]
+  const functions = [kernel.lunReset(), kernel.abortTask(4711), kernel.lunReset()]
+  await Promise.all([...answered, ...functions])
+  await until(() => aborts.length === 3)
+  t.deepEqual(
+    aborts.map(({ type }) => type),
+    ['lun-reset', 'abort-task', 'lun-reset'],
+  )
+})
+
 test('an aborted command is not held for company', async (t) => {
   const { doorbell, urgencies } = observedPolicy()
   const { kernel, backstore } = serveOn(t, stallingDisk(), { doorbell, stopGraceMs: 0 })
