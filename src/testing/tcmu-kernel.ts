@@ -418,6 +418,11 @@ export class TcmuKernel {
     return this.#native.inspect().heldBackCount
   }
 
+  /** Task management functions that wait for room. */
+  get waitingTaskManagementCount(): number {
+    return this.#native.inspect().waitingTaskManagementCount
+  }
+
   /** Blocks of the data area that no command has. */
   get freeBlockCount(): number {
     return this.#native.inspect().freeBlockCount

@@ -1,10 +1,12 @@
-// The pipeline on a virtual clock with faults, by seed (test/simulation). Its controls, which are mistakes at the seams of
-// the product, are unit tests; the one for unmapping too early counts as the mutant F14.
+// The product in worlds that a seed decides (test/simulation): faults, aborts, disconnects. The controls, which are mistakes
+// at the seams of the product, are unit tests; the one for unmapping too early counts as the mutant F14.
 import { run } from '../../processes.mjs'
 import { noResults } from '../../test-results.mjs'
 
-const seeds = 10_000
 const program = ['node', '--import=tsx', 'scripts/simulate.ts', '--json']
+
+/** Worlds, and how many seeds of each. */
+const seedCounts = { split: 10_000, tcmu: 5_000 }
 
 /** @type {import('../ladder.mjs').Rung} */
 export default {
@@ -14,12 +16,18 @@ export default {
   async run({ mutantsOnly, show }) {
     const results = { ...noResults(), killed: {}, figure: '' }
     if (!mutantsOnly) {
-      const { seeds: ran, steps, counts, wrong } = await simulate(['--count', String(seeds)], show)
-      for (const { seed, violations } of wrong) results.failed.push(`seed ${seed}: ${violations[0]}`)
-      if (wrong.length === 0) results.passed++
-      const faults = Object.entries(counts).filter(([what]) => /^(a|the|what) /.test(what))
-      const faultCount = faults.reduce((sum, [, times]) => sum + times, 0)
-      results.figure = `${ran} seeds, ${steps} steps, ${faultCount} faults of ${faults.length} kinds`
+      // Each is one thread that waits for nothing, so they share the processors.
+      const played = await Promise.all(
+        Object.entries(seedCounts).map(async ([world, count]) => [
+          world,
+          await simulate(['--of', world, '--count', String(count)], show),
+        ]),
+      )
+      for (const [world, summary] of played) judge(world, summary, results)
+      results.figure = played.map(([world, summary]) => figureOf(world, summary)).join('; ')
+      for (const [world, { counts, faults }] of played) {
+        show(`${world}: ${faults.map((what) => `${counts[what] ?? 0} ${what}`).join(', ')}`)
+      }
     }
     const mutant = await simulate(['--count', '50', '--sabotage', 'F14'], show)
     results.killed.F14 = mutant.wrong.length > 0
@@ -29,7 +37,20 @@ export default {
   },
 }
 
-/** Runs seeds. @returns {Promise<{ seeds: number, steps: number, counts: Record<string, number>, wrong: object[] }>} */
+function judge(world, { wrong, missing }, results) {
+  for (const { seed, violations } of wrong) results.failed.push(`${world}: seed ${seed}: ${violations[0]}`)
+  if (wrong.length === 0) results.passed++
+  // What never comes up is not tested.
+  for (const what of missing) results.failed.push(`${world}: never came up: ${what}`)
+  if (missing.length === 0) results.passed++
+}
+
+function figureOf(world, { seedCount, stepCount, counts, faults }) {
+  const faultCount = faults.reduce((sum, what) => sum + (counts[what] ?? 0), 0)
+  return `${world} ${seedCount} seeds, ${stepCount} steps, ${faultCount} faults of ${faults.length} kinds`
+}
+
+/** Runs seeds. @returns {Promise<object>} the summary of test/simulation/simulations.ts, with `faults` and `missing` */
 async function simulate(flags, show) {
   const { output } = await run([...program, ...flags])
   try {

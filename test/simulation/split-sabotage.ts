@@ -6,18 +6,7 @@ import type { Completion, RingRequest } from '../../src/ring/request.ts'
  * Mistakes that the simulation can be given, each at a seam of the product and without a change to it. It must notice
  * every one of them, or what it says about the product is worth nothing.
  */
-export type Sabotage =
-  | 'a kick is swallowed'
-  | 'a signal is swallowed'
-  | 'what is left after a full budget is forgotten'
-  | 'returned credits wake nobody'
-  | 'answers are held for ever'
-  | 'the last group is not published'
-  | 'a request is answered twice'
-  | 'two answers are mixed up'
-  | 'F14'
-
-export const sabotages: readonly Sabotage[] = [
+export const splitSabotages = [
   'a kick is swallowed',
   'a signal is swallowed',
   'what is left after a full budget is forgotten',
@@ -27,7 +16,8 @@ export const sabotages: readonly Sabotage[] = [
   'a request is answered twice',
   'two answers are mixed up',
   'F14',
-]
+] as const
+export type SplitSabotage = (typeof splitSabotages)[number]
 
 /** What a queue tells of itself while it is watched. */
 export interface QueueWatcher {
@@ -38,13 +28,13 @@ export interface QueueWatcher {
 /** The product's queue, which tells when answers become ready and when they go out. */
 export class WatchedQueue extends VirtQueue {
   readonly #watcher: QueueWatcher
-  readonly #sabotage: Sabotage | undefined
+  readonly #sabotage: SplitSabotage | undefined
   #previous: RingRequest | undefined
 
   constructor(
     options: ConstructorParameters<typeof VirtQueue>[0],
     watcher: QueueWatcher,
-    sabotage: Sabotage | undefined,
+    sabotage: SplitSabotage | undefined,
   ) {
     super(options)
     this.#watcher = watcher
