@@ -67,10 +67,15 @@ export class PipelineRun<Io extends RingRequest> {
     await this.ended
   }
 
-  /** Aborts what is in flight; it fails now, and a drain comes to its end. */
+  /** Aborts what is in flight, which fails now. What comes later is served. */
+  abort(): void {
+    this.#giveUp.next(new HushringError('ERR_REQUEST_ABORTED', 'the queue was stopped'))
+  }
+
+  /** {@link abort}, and takes nothing more, so that a drain comes to its end. */
   giveUp(): void {
     this.#noMoreKicks.next()
-    this.#giveUp.next(new HushringError('ERR_REQUEST_ABORTED', 'the queue was stopped'))
+    this.abort()
   }
 
   /** Ends at once: aborts what is in flight and answers nothing. */

@@ -321,6 +321,18 @@ test('close starts a broken ring once more, because the kernel waits for the las
   t.is(backstore.statsSnapshot().ringResets, 1)
 })
 
+test('close answers the flush that a slow kernel sends after the grace for handlers is over', async (t) => {
+  const machine = new Machine(t)
+  const backstore = await machine.create({ stopGraceMs: 1 })
+  const { scan } = machine.fake
+  machine.fake.scan = async () => {
+    await sleep(30)
+    return await scan()
+  }
+  await backstore.close()
+  t.deepEqual(machine.fake.leftovers(), [])
+})
+
 test('close removes everything also when the kernel refuses a step, and tells it', async (t) => {
   const machine = new Machine(t)
   const backstore = await machine.create()

@@ -438,14 +438,17 @@ export class TcmuBackstore extends EventEmitter<TcmuEvents> {
     await this.#place.release?.()
   }
 
-  /** From `stopGraceMs` on, aborts what handlers have not answered, and again what they left unanswered since. */
+  /**
+   * From `stopGraceMs` on, aborts what handlers have not answered, and again what they left unanswered since. What comes
+   * meanwhile is served: the kernel may still be about to send the flush that it waits for.
+   */
   async #withGrace(work: () => Promise<void>): Promise<void> {
     const { stopGraceMs } = this.#options
-    const giveUp = (): void => {
-      this.#run?.giveUp()
-      timer = setTimeout(giveUp, Math.max(stopGraceMs, GIVE_UP_AGAIN_MS))
+    const abort = (): void => {
+      this.#run?.abort()
+      timer = setTimeout(abort, Math.max(stopGraceMs, ABORT_AGAIN_MS))
     }
-    let timer = setTimeout(giveUp, stopGraceMs)
+    let timer = setTimeout(abort, stopGraceMs)
     try {
       await work()
     } finally {
@@ -489,7 +492,7 @@ export class TcmuBackstore extends EventEmitter<TcmuEvents> {
 }
 
 /** While a device is taken away from its initiators its handlers have at least so long for what still comes. */
-const GIVE_UP_AGAIN_MS = 1000
+const ABORT_AGAIN_MS = 1000
 
 /** Any device as TCMU serves it: a disk becomes a SCSI disk. Throws `ERR_DEVICE_KIND` for a virtio device. */
 function asScsiDevice(device: Device, tally: BlockTally): ScsiDevice {
