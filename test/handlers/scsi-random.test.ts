@@ -6,6 +6,7 @@ import { diskCommands } from '../../src/handlers/scsi/disk-commands.ts'
 import { isCompletion } from '../../src/ring/request.ts'
 import { pattern } from '../helpers/block-requests.ts'
 import { Initiator, OLD_BYTE, outcomeOf, scsiRequest } from '../helpers/scsi-commands.ts'
+import { changeableRanges } from '../helpers/scsi-ranges.ts'
 
 const BLOCK = 512
 const COUNT = 300
@@ -28,37 +29,6 @@ function visibleDisk(contents: Buffer, isLater: boolean, failsAfter: number): Bl
     discard: verb((_io, bytes) => void bytes.fill(0)),
     writeZeroes: verb((_io, bytes) => void bytes.fill(0)),
   })
-}
-
-/** Ranges of blocks that a CDB may change, read off it once more, by other means than the device has. */
-function changeable(cdb: Buffer, dataOut: Buffer): [lba: bigint, count: bigint][] {
-  const number = (from: number, to: number): bigint => BigInt(`0x${cdb.toString('hex', from, to)}`)
-  switch (cdb[0]) {
-    case 0x0a:
-      return [[number(1, 4) & 0x1fffffn, number(4, 5) || 256n]]
-    case 0x2a:
-    case 0x2e:
-    case 0x41:
-      return [[number(2, 6), number(7, 9)]]
-    case 0xaa:
-    case 0xae:
-      return [[number(2, 6), number(6, 10)]]
-    case 0x89:
-      return [[number(2, 10), number(13, 14)]]
-    case 0x8a:
-    case 0x8e:
-    case 0x93:
-      return [[number(2, 10), number(10, 14)]]
-    case 0x42: {
-      const ranges: [bigint, bigint][] = []
-      for (let at = 8; at + 16 <= dataOut.length; at += 16) {
-        ranges.push([dataOut.readBigUInt64BE(at), BigInt(dataOut.readUInt32BE(at + 8))])
-      }
-      return ranges
-    }
-    default:
-      return []
-  }
 }
 
 const commands = diskCommands({ canUnmap: true, unmapsToZeros: true }).all
@@ -179,7 +149,7 @@ async function check(one: Case): Promise<string> {
   if (dataOut === undefined && dataIn.includes(oldBytes) && !contents.includes(oldBytes)) {
     throw new Error('Data-In carries old bytes')
   }
-  const ranges = changeable(Buffer.concat([one.cdb, Buffer.alloc(32)]), dataOut ?? Buffer.alloc(0))
+  const ranges = changeableRanges(one.cdb, dataOut)
   for (let block = 0; block < COUNT; block++) {
     const [from, to] = [block * BLOCK, (block + 1) * BLOCK]
     if (contents.subarray(from, to).equals(before.subarray(from, to))) continue
@@ -246,9 +216,9 @@ test('scsi: the operation codes from 00 to FF all have an answer, with any flags
 
 test('scsi: the checks of these tests notice a block too many and a byte too many', async (t) => {
   const cdb = Buffer.from([0x2a, 0, 0, 0, 0, 1, 0, 0, 1, 0])
-  const range = changeable(Buffer.concat([cdb, Buffer.alloc(32)]), Buffer.alloc(0))
+  const range = changeableRanges(cdb)
   t.deepEqual(range, [[1n, 1n]])
-  t.deepEqual(changeable(Buffer.alloc(48), Buffer.alloc(0)), [])
+  t.deepEqual(changeableRanges(Buffer.alloc(16)), [])
   const one: Case = {
     cdb,
     outBytes: BLOCK,
@@ -262,8 +232,5 @@ test('scsi: the checks of these tests notice a block too many and a byte too man
   }
   t.is(await check(one), 'GOOD')
   // Read as VERIFY, the same change would be one that the command does not name.
-  t.deepEqual(
-    changeable(Buffer.concat([Buffer.from([0x2f]), cdb.subarray(1), Buffer.alloc(32)]), Buffer.alloc(0)),
-    [],
-  )
+  t.deepEqual(changeableRanges(Buffer.from([0x2f, ...cdb.subarray(1)])), [])
 })
