@@ -277,9 +277,11 @@ export interface NativeQueue {
    * any) and the re-arm happen.
    *
    * @param rearm false: leave kicks suppressed (no credits)
+   * @param pollNanosMax with `rearm`: looks for requests for up to so long before it asks for kicks, in this thread,
+   * which does nothing else meanwhile. Left out or 0: asks at once
    * @returns {@link CompleteBits}, or minus a {@link RingBreak}
    */
-  complete(count: number, rearm: boolean): number
+  complete(count: number, rearm: boolean, pollNanosMax?: number): number
 
   /** Rows of {@link RequestRow.words} words, one a taken request; valid until the next `take`. */
   readonly requests: Uint32Array
@@ -326,6 +328,8 @@ export const CompleteBits = {
   more: 4,
   /** Kicks are asked for: the driver kicks for the next request. */
   armed: 8,
+  /** Nothing was visible at first: it was waited for, in vain if `armed`. */
+  polled: 16,
 } as const
 
 /** Index of each counter in {@link NativeQueue.counters}. */

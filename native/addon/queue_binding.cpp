@@ -18,6 +18,7 @@
 #include "addon/region_binding.h"
 #include "core/ordering.h"
 #include "core/split.h"
+#include "os/clock.h"
 #include "os/eventfd.h"
 #include "os/mapped_region.h"
 
@@ -241,14 +242,16 @@ class SplitQueue {
     return unless_truncated(device_.take(count_max));
   }
 
-  [[nodiscard]] std::int32_t complete(std::uint32_t count, bool rearm) noexcept {
+  [[nodiscard]] std::int32_t complete(std::uint32_t count, bool rearm, std::uint32_t poll_nanos_max) noexcept {
     ++counters_.native_calls;
-    std::int32_t bits = device_.complete(count, rearm);
+    const bool polls = rearm && poll_nanos_max > 0;
+    std::int32_t bits = device_.complete(count, rearm && !polls);
     if (!retired_.empty()) drop_unused_memory();
     if (bits > 0 && (bits & kSignalled) != 0) {
       if (call_fd_ >= 0) signal();
       else bits &= ~kSignalled;
     }
+    if (polls && bits >= 0 && device_.running() && !device_.armed()) bits |= look_for(poll_nanos_max);
     return unless_truncated(bits);
   }
 
@@ -257,6 +260,19 @@ class SplitQueue {
   [[nodiscard]] bool owes_signal() const noexcept { return call_fd_ >= 0 && device_.owes_signal(); }
 
  private:
+  // Looks whether anything is visible for up to so long, kicks not asked for, and asks for them when nothing came. The
+  // driver was told of its answers before: it may be what the driver waits for.
+  [[nodiscard]] std::int32_t look_for(std::uint32_t nanos_max) noexcept {
+    if (device_.sees_entry()) return kMore;
+    const std::uint64_t until = os::clock_ticks() + os::ticks_in(nanos_max);
+    do {
+      os::spin_pause();
+      if (device_.sees_entry()) return kMore | kPolled;
+    } while (os::clock_ticks() < until);
+    const std::int32_t bits = device_.complete(0, true);
+    return bits < 0 ? bits : bits | kPolled;
+  }
+
   // A queue whose memory file was made shorter reads zeros instead of what the driver wrote: it cannot go on.
   [[nodiscard]] std::int32_t unless_truncated(std::int32_t result) noexcept {
     return memory_.truncated() || inflight_.truncated() ? device_.break_queue(Fault::kMemoryTruncated) : result;
@@ -287,12 +303,12 @@ napi_value take(napi_env env, napi_callback_info info) {
 }
 
 napi_value complete(napi_env env, napi_callback_info info) {
-  const HotCall<SplitQueue, 2> call(env, info);
+  const HotCall<SplitQueue, 3> call(env, info);
   if (call.bound == nullptr) return nullptr;
   bool rearm = false;
   napi_get_value_bool(env, call.arguments[1], &rearm);
   napi_value result = nullptr;
-  napi_create_int32(env, call.bound->complete(call.uint32_at(env, 0), rearm), &result);
+  napi_create_int32(env, call.bound->complete(call.uint32_at(env, 0), rearm, call.uint32_at(env, 2)), &result);
   return result;
 }
 

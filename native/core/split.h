@@ -59,6 +59,7 @@ inline constexpr std::int32_t kSignalled = 1;
 inline constexpr std::int32_t kSuppressed = 2;
 inline constexpr std::int32_t kMore = 4;
 inline constexpr std::int32_t kArmed = 8;
+inline constexpr std::int32_t kPolled = 16;  // set by whoever polls, not here
 
 // What a failed request's status byte says (VIRTIO_BLK_S_IOERR; hushring's meaning for every device with one).
 inline constexpr std::uint8_t kStatusFailed = 1;
@@ -272,6 +273,11 @@ class SplitDevice {
     return -static_cast<std::int32_t>(fault);
   }
 
+  // Whether there is something to take. While running and not broken.
+  [[nodiscard]] bool sees_entry() const noexcept {
+    return owed_count() > 0 || Ordering::acquire_avail_index(&parts_.avail->idx) != last_avail_;
+  }
+
   [[nodiscard]] bool running() const noexcept { return parts_.used != nullptr; }
   [[nodiscard]] Fault fault() const noexcept { return fault_; }
   // Asked for kicks and saw nothing: the driver kicks for the next entry.
@@ -479,10 +485,6 @@ class SplitDevice {
     armed_ = true;
     // The driver may have published between the first look and the wish, when it still saw the wish for silence.
     if (Ordering::looks_again_after_rearm && sees_entry()) suppress_kicks();
-  }
-
-  [[nodiscard]] bool sees_entry() const noexcept {
-    return owed_count() > 0 || Ordering::acquire_avail_index(&parts_.avail->idx) != last_avail_;
   }
 
   // With EVENT_IDX the flags stay 0; without it avail_event is never written (SeaBIOS keeps data there).

@@ -31,6 +31,15 @@ inline std::uint64_t clock_ticks() noexcept {
 #endif
 }
 
+// Tells the CPU that it is in a loop that waits for another one.
+inline void spin_pause() noexcept {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("isb");
+#endif
+}
+
 // Ticks of that counter in so many nanoseconds, at least 1. The first call measures it for a millisecond.
 inline std::uint64_t ticks_in(std::uint64_t nanos) noexcept {
   static const double ticks_per_nano = [] {

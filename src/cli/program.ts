@@ -81,7 +81,13 @@ function addServeVhostUser(parent: Command, action: (options: ServeVhostUserOpti
     .option('--queues <n>', 'most virtqueues', parseCount, 1)
     .option('--queue-size-max <n>', 'largest ring, a power of two', parseCount, 1024)
     .option('--no-event-idx', 'suppress notifications by flags only')
-    .addOption(policyOption('--suppression <policy>', parseSuppression))
+    .addOption(
+      policyOption(
+        '--suppression <policy>',
+        'immediate, coalesce:N,MICROS, adaptive, or adaptive:MICROS with the longest busy poll',
+        parseSuppression,
+      ),
+    )
     .option('--strict', 'a malformed request breaks its queue')
     .option('--watchdog <ms>', 'look so often for wake-ups that were lost, and make up for them', parseCount)
   addTellOptions(command)
@@ -112,7 +118,7 @@ function addServeTcmu(parent: Command, action: (options: ServeTcmuOptions) => Pr
     .option('--max-data-area <size>', 'most memory for data in flight, whole MiB', parseSize)
     .option('--ring-size <size>', 'mailbox and command ring, 1MiB to 8MiB', parseSize)
     .option('--cmd-timeout <s>', 'the kernel fails a command after so long', parseCount)
-    .addOption(policyOption('--doorbell <policy>', parseDoorbell))
+    .addOption(policyOption('--doorbell <policy>', 'immediate, coalesce:N,MICROS or adaptive', parseDoorbell))
     .option('--lock-memory', 'lock programs and libraries in memory, to serve a disk of its own machine')
   addTellOptions(command)
   command.addHelpText('after', layerHelp).addHelpText('after', SERVE_TCMU_EXAMPLES).action(action)
@@ -150,10 +156,12 @@ function addTellOptions(command: Command): void {
     .option('--json', 'log JSON objects, one a line')
 }
 
-function policyOption(flags: string, parse: (text: string) => SuppressionPolicy): Option {
-  return new Option(flags, 'immediate, coalesce:N,MICROS or adaptive')
-    .default(parse('adaptive'), 'adaptive')
-    .argParser(parse)
+function policyOption(
+  flags: string,
+  description: string,
+  parse: (text: string) => SuppressionPolicy,
+): Option {
+  return new Option(flags, description).default(parse('adaptive'), 'adaptive').argParser(parse)
 }
 
 const STORE_NAMES = ['null', 'memory', 'file']

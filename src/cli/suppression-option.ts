@@ -9,14 +9,19 @@ import {
 } from '../notify/suppression.ts'
 
 /**
- * Reads a suppression policy for virtqueues: `immediate`, `adaptive` or `coalesce:N,MICROS`.
+ * Reads a suppression policy for virtqueues: `immediate`, `adaptive`, `adaptive:MICROS` (longest busy poll) or
+ * `coalesce:N,MICROS`.
  *
  * @throws InvalidArgumentError with the reason
  */
 export function parseSuppression(text: string): SuppressionPolicy {
   if (text === 'immediate') return immediate()
   if (text === 'adaptive') return adaptive()
-  return withLimits(text, { coalesce }, 'Use immediate, adaptive, or')
+  const [, pollMicros] = /^adaptive:(\d+)$/.exec(text) ?? []
+  if (pollMicros !== undefined) {
+    return withReason(() => adaptive({ pollMicrosMax: Number(pollMicros) }), { pollMicrosMax: 'MICROS' })
+  }
+  return withLimits(text, { coalesce }, 'Use immediate, adaptive, adaptive:MICROS, or')
 }
 
 /**
@@ -48,10 +53,21 @@ function withLimits(
       `${others} coalesce:N,MICROS such as coalesce:32,50: up to N answers wait at most MICROS µs.`,
     )
   }
+  return withReason(() => policy({ countMax: Number(count), holdMicrosMax: Number(micros) }), {
+    countMax: 'N',
+    holdMicrosMax: 'MICROS',
+  })
+}
+
+/** Makes a policy; what it says of an option it says of that part of the text. */
+function withReason(
+  make: () => SuppressionPolicy,
+  partOf: Readonly<Record<string, string>>,
+): SuppressionPolicy {
   try {
-    return policy({ countMax: Number(count), holdMicrosMax: Number(micros) })
+    return make()
   } catch (error) {
-    const { message } = error as RangeError
-    throw new InvalidArgumentError(message.replace('`countMax`', 'N').replace('`holdMicrosMax`', 'MICROS'))
+    const message = (error as RangeError).message.replace(/`(\w+)`/, (quoted, name) => partOf[name] ?? quoted)
+    throw new InvalidArgumentError(message)
   }
 }

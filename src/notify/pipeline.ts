@@ -4,6 +4,7 @@ import type { Handler } from '../handlers/handler.ts'
 import type { Published } from '../ring/queue.ts'
 import type { RingRequest } from '../ring/request.ts'
 import { type AnswerRecorder, answer } from './answer.ts'
+import { BusyPoll } from './busy-poll.ts'
 import { creditsReturned, type DrainableQueue, drain } from './drain.ts'
 import { gather } from './gather.ts'
 import type { SuppressionPolicy } from './suppression.ts'
@@ -12,7 +13,8 @@ import type { SuppressionPolicy } from './suppression.ts'
 export interface ServableQueue<Io extends RingRequest = RingRequest>
   extends DrainableQueue<Io>,
     AnswerRecorder<Io> {
-  publish(): Published
+  /** @param pollNanosMax how long it may look for requests before it asks for kicks; see {@link BusyPoll} */
+  publish(pollNanosMax?: number): Published
   /** True while the other side waits for answers to go out; see the load of a {@link SuppressionPolicy}. Left out: never. */
   readonly urgent?: boolean
 }
@@ -20,6 +22,8 @@ export interface ServableQueue<Io extends RingRequest = RingRequest>
 /** Options of {@link serveQueue}. */
 export interface ServeOptions<Io extends RingRequest = RingRequest> {
   readonly suppression: SuppressionPolicy
+  /** Longest busy poll in µs; see {@link SuppressionPolicy}. Default 0: none. */
+  readonly pollMicrosMax?: number
   /** Most requests taken and not yet answered, 1 or more. */
   readonly creditCountMax: number
   /** Most requests taken in one turn of the event loop, 1 or more. */
@@ -55,6 +59,7 @@ export function serveQueue<Io extends RingRequest>(
   return defer(() => {
     const start = defer(() => [undefined])
     const unarmed = new Subject<typeof creditsReturned>()
+    const busyPoll = new BusyPoll(options.pollMicrosMax ?? 0)
     return withWaker(merge(kicks, start), unarmed).pipe(
       drain(queue, options),
       answer(queue, handler, { ...options, timeoutMs: options.requestTimeoutMs }),
@@ -64,7 +69,11 @@ export function serveQueue<Io extends RingRequest>(
         isUrgent: () => queue.urgent === true,
         ...(options.scheduler === undefined ? {} : { scheduler: options.scheduler }),
       }),
-      map(() => queue.publish()),
+      map(() => {
+        const published = queue.publish(busyPoll.nanos())
+        busyPoll.learn(published, queue.armed)
+        return published
+      }),
       // Not armed means that the driver owes no kick for what is visible now, or that credits came back:
       // somebody has to look, and drain is the one who looks.
       tap(() => queue.armed || unarmed.next(creditsReturned)),

@@ -30,12 +30,23 @@ export type Hold = 'now' | 'turn' | number
  * A policy only delays a decision. Whether the driver is signalled is always decided by what it asked for
  * (used_event or its flags) at the moment of publishing.
  */
-export type SuppressionPolicy = (load: Load) => Hold
+export interface SuppressionPolicy {
+  (load: Load): Hold
+  /**
+   * Longest time in µs, 0 to 1,000, that a virtqueue which has answered everything looks for the next request before it
+   * asks for a kick. Its thread does nothing else meanwhile. How long it really looks is learned; see {@link BusyPoll}.
+   * Left out: 0. Has no meaning for TCMU, whose kernel cannot be told to keep silent.
+   */
+  readonly pollMicrosMax?: number
+}
 
 /** The protocol's own suppression and nothing more: every answer is published at once. */
 export function immediate(): SuppressionPolicy {
   return () => 'now'
 }
+
+/** Longest busy poll that can be asked for, in µs. */
+const POLL_MICROS_MAX = 1000
 
 /** Options of {@link coalesce}. */
 export interface CoalesceOptions {
@@ -61,13 +72,22 @@ export function coalesce(options: CoalesceOptions): SuppressionPolicy {
     urgent || unansweredCount === 0 || readyCount >= countMax ? 'now' : hold
 }
 
+/** Options of {@link adaptive}. */
+export interface AdaptiveOptions {
+  /** Longest busy poll in µs, 0 to 1,000; see {@link SuppressionPolicy}. Default 100. */
+  readonly pollMicrosMax?: number
+}
+
 /**
  * The default: answers that come alone go out alone, answers that come in a crowd go out together. As long as
  * requests are unanswered, ready ones wait for the end of the turn of the event loop, in which everything that
- * finished meanwhile is gathered; 64 ready answers are crowd enough.
+ * finished meanwhile is gathered; 64 ready answers are crowd enough. While requests keep coming, a virtqueue that has
+ * answered everything looks for the next one for a while before it asks for a kick.
  */
-export function adaptive(): SuppressionPolicy {
-  return coalesce({ countMax: 64, holdMicrosMax: 0 })
+export function adaptive(options: AdaptiveOptions = {}): SuppressionPolicy {
+  refuseUnknownOptions(options, ['pollMicrosMax'])
+  const pollMicrosMax = numberIn('pollMicrosMax', options.pollMicrosMax ?? 100, 0, POLL_MICROS_MAX)
+  return Object.assign(coalesce({ countMax: 64, holdMicrosMax: 0 }), { pollMicrosMax })
 }
 
 /** Options of {@link anticipate}. */
@@ -139,7 +159,11 @@ export function soonest(
   first: SuppressionPolicy,
   ...others: readonly SuppressionPolicy[]
 ): SuppressionPolicy {
-  return (load) => others.reduce((hold, policy) => sooner(hold, policy(load)), first(load))
+  const pollMicrosMax = Math.max(...[first, ...others].map((policy) => policy.pollMicrosMax ?? 0))
+  return Object.assign(
+    (load: Load) => others.reduce((hold, policy) => sooner(hold, policy(load)), first(load)),
+    { pollMicrosMax },
+  )
 }
 
 function sooner(one: Hold, other: Hold): Hold {

@@ -66,6 +66,8 @@ export interface Published {
   readonly count: number
   /** True when the driver was signalled, false when it had asked for silence or nothing was published. */
   readonly signalled: boolean
+  /** True when requests were waited for, in vain if the queue is armed now. Left out: it cannot be. */
+  readonly polled?: boolean
 }
 
 /** Counts of one queue since it was made. */
@@ -113,7 +115,7 @@ export class VirtQueue {
   readonly #olderPins = new Map<Pinnable, number>()
   /** Recorded answers, not yet published, of requests taken under an older generation. */
   readonly #recordedOlder: Pinnable[] = []
-  readonly #published = { count: 0, signalled: false }
+  readonly #published = { count: 0, signalled: false, polled: false }
 
   constructor(options: VirtQueueOptions) {
     this.index = options.index
@@ -265,15 +267,19 @@ export class VirtQueue {
   /**
    * Makes every recorded answer visible with one index store, executes one full barrier, decides once whether to
    * signal, and re-arms if nothing more is visible. One native call. Sets {@link armed} and {@link more}.
+   *
+   * @param pollNanosMax looks for requests for up to so many ns before it asks for kicks; the event loop stands still
+   * meanwhile, so nothing is waited for while a request of this queue is still in flight. Default 0
    */
-  publish(): Published {
+  publish(pollNanosMax: number = 0): Published {
     const count = this.#recordedCount
-    const bits = this.#complete(count)
+    const bits = this.#complete(count, this.inFlightCount === count ? pollNanosMax : 0)
     this.#recordedCount = 0
     this.inFlightCount -= count
     this.#unpinPublished(count)
     this.#published.count = count
     this.#published.signalled = (bits & CompleteBits.signalled) !== 0
+    this.#published.polled = (bits & CompleteBits.polled) !== 0
     return this.#published
   }
 
@@ -282,11 +288,11 @@ export class VirtQueue {
    * native call. Sets {@link armed} and {@link more}.
    */
   rearm(): void {
-    this.#complete(0)
+    this.#complete(0, 0)
   }
 
-  #complete(count: number): number {
-    const bits = this.#throwIfBroken(this.#native.complete(count, true))
+  #complete(count: number, pollNanosMax: number): number {
+    const bits = this.#throwIfBroken(this.#native.complete(count, true, pollNanosMax))
     this.armed = (bits & CompleteBits.armed) !== 0
     this.more = (bits & CompleteBits.more) !== 0
     return bits

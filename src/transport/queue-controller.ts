@@ -336,6 +336,7 @@ export class QueueController {
       handler,
       {
         suppression,
+        ...(suppression.pollMicrosMax !== undefined && { pollMicrosMax: suppression.pollMicrosMax }),
         creditCountMax: this.#creditCountMax,
         budgetCountMax,
         requestTimeoutMs,

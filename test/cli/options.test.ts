@@ -62,6 +62,8 @@ test('a suppression policy is read from its name', (t) => {
   const load = { readyCount: 2, unansweredCount: 1, urgent: false, held: false }
   t.is(parseSuppression('immediate')(load), 'now')
   t.is(parseSuppression('adaptive')(load), 'turn')
+  t.is(parseSuppression('adaptive').pollMicrosMax, 100)
+  t.is(parseSuppression('adaptive:0').pollMicrosMax, 0)
   t.is(parseSuppression('coalesce:32,50')(load), 50)
   t.is(parseSuppression('coalesce:2,50')(load), 'now')
 })
@@ -75,7 +77,9 @@ test('a doorbell policy is read from its name, and adapts by anticipating', (t) 
   const holds = Array.from({ length: 130 }, () => policy(alone))
   t.deepEqual([holds[0], holds[129]], ['now', 70])
   t.throws(() => parseDoorbell('adaptive:8'), { message: /adaptive:N,MICROS/ })
-  t.throws(() => parseSuppression('adaptive:8,70'), { message: /Use immediate, adaptive, or coalesce/ })
+  t.throws(() => parseSuppression('adaptive:8,70'), {
+    message: /Use immediate, adaptive, adaptive:MICROS, or coalesce/,
+  })
 })
 
 const isNoSuppression = test.macro({
@@ -84,7 +88,8 @@ const isNoSuppression = test.macro({
   },
   title: (_, text) => `'${text}' is no suppression policy`,
 })
-test(isNoSuppression, 'lazy', /Use immediate, adaptive, or coalesce:N,MICROS/)
+test(isNoSuppression, 'lazy', /Use immediate, adaptive, adaptive:MICROS, or coalesce:N,MICROS/)
+test(isNoSuppression, 'adaptive:1001', /expected MICROS to be a number from 0 to 1000, got/)
 test(isNoSuppression, 'coalesce', /coalesce:32,50/)
 test(isNoSuppression, 'coalesce:32', /coalesce:32,50/)
 test(isNoSuppression, 'coalesce:0,50', /expected N to be an integer from 1/)

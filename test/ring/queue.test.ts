@@ -1,3 +1,6 @@
+import { once } from 'node:events'
+import { fileURLToPath } from 'node:url'
+import { Worker } from 'node:worker_threads'
 import test, { type ExecutionContext } from 'ava'
 import { HushringError } from '../../src/errors.ts'
 import { type NativeQueueOptions, native } from '../../src/native.ts'
@@ -283,4 +286,72 @@ test("indices are native: the queue works while JavaScript sees no byte of the d
     bench.driver.collect()
     t.is(await answer, 513)
   }
+})
+
+// ---- polling ----------------------------------------------------------------------------------------------------
+
+const FOREVER_NANOS = 4e9
+const addonPath =
+  process.env.HUSHRING_NATIVE_PATH ??
+  fileURLToPath(new URL('../../build/Release/hushring.node', import.meta.url))
+
+test('a publish that may poll finds what is visible, and polls for nothing', (t) => {
+  const bench = new Bench(t)
+  void bench.submit()
+  const request = bench.takeOne()
+  bench.queue.record(request, request.ok())
+  void bench.submit()
+  t.false(bench.queue.publish(FOREVER_NANOS).polled)
+  t.true(bench.queue.more)
+  t.false(bench.queue.armed)
+})
+
+test('a publish that polls in vain asks for kicks afterwards', (t) => {
+  const bench = new Bench(t)
+  void bench.submit()
+  const request = bench.takeOne()
+  bench.queue.record(request, request.ok())
+  const before = process.hrtime.bigint()
+  t.true(bench.queue.publish(3e6).polled)
+  t.true(process.hrtime.bigint() - before >= 3_000_000n)
+  t.true(bench.queue.armed)
+  t.false(bench.queue.more)
+  void bench.submit()
+  t.is(bench.driver.counts.kicks, 2, 'the driver was asked to kick')
+})
+
+test('a publish polls for nothing while another request is in flight: its answer would wait', (t) => {
+  const bench = new Bench(t)
+  void bench.submit()
+  void bench.submit()
+  const batch = bench.queue.take(8)
+  t.is(batch.count, 2)
+  bench.queue.record(batch.requests[0]!, batch.requests[0]!.ok())
+  t.false(bench.queue.publish(FOREVER_NANOS).polled)
+  t.true(bench.queue.armed)
+})
+
+test('a poll ends as soon as another thread publishes a request, of which nobody kicks', async (t) => {
+  const bench = new Bench(t)
+  void bench.submit()
+  const request = bench.takeOne()
+  bench.queue.record(request, request.ok())
+  const { fd, sizeBytes, userAddress } = bench.shared
+  const indexAt = Number(bench.driver.addresses.available - userAddress) + 2
+  // The index only: what it points to is the request that lies there already.
+  const worker = new Worker(
+    `const { workerData } = require('node:worker_threads')
+    const native = require(workerData.addonPath)
+    const region = native.mapRegion(workerData.fd, 0n, 0n, BigInt(workerData.sizeBytes), 0n)
+    const words = new Uint16Array(region.windows[0], workerData.indexAt, 1)
+    setTimeout(() => Atomics.store(words, 0, 2), 50)`,
+    { eval: true, workerData: { addonPath, fd, sizeBytes, indexAt } },
+  )
+  t.teardown(() => worker.terminate())
+  await once(worker, 'online')
+  const kickCount = bench.driver.counts.kicks
+  t.true(bench.queue.publish(FOREVER_NANOS).polled)
+  t.true(bench.queue.more)
+  t.false(bench.queue.armed)
+  t.is(bench.driver.counts.kicks, kickCount)
 })
