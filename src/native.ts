@@ -104,6 +104,8 @@ export interface NativeBinding {
   unixConnect(path: string): number
   /** True when `fd` is a Unix stream socket that listens. */
   unixIsListening(fd: number): boolean
+  /** The process on the other side of a connected socket; for one that connected, whoever listened (SO_PEERCRED). */
+  unixPeerPid(fd: number): number
   /** Accepts one connection (non-blocking, close-on-exec), or -1 when none waits. */
   unixAccept(listenFd: number): number
   /**

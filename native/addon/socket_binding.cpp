@@ -91,6 +91,10 @@ Napi::Value unix_send(const Napi::CallbackInfo& info) {
   return value_or_throw(env, os::unix_send(fd_from(info[0]), bytes, fds));
 }
 
+Napi::Value unix_peer_pid(const Napi::CallbackInfo& info) {
+  return value_or_throw(info.Env(), os::unix_peer_pid(fd_from(info[0])));
+}
+
 }  // namespace
 
 void register_sockets(Napi::Env env, Napi::Object exports) {
@@ -98,6 +102,7 @@ void register_sockets(Napi::Env env, Napi::Object exports) {
   exports.Set("unixConnect", Napi::Function::New<unix_connect>(env, "unixConnect"));
   exports.Set("unixIsListening", Napi::Function::New<unix_is_listening>(env, "unixIsListening"));
   exports.Set("unixAccept", Napi::Function::New<unix_accept>(env, "unixAccept"));
+  exports.Set("unixPeerPid", Napi::Function::New<unix_peer_pid>(env, "unixPeerPid"));
   exports.Set("unixReceive", Napi::Function::New<unix_receive>(env, "unixReceive"));
   exports.Set("unixSend", Napi::Function::New<unix_send>(env, "unixSend"));
 }

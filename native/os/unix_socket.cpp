@@ -75,6 +75,13 @@ bool unix_is_listening(int fd) noexcept {
   return option_is(SO_DOMAIN, AF_UNIX) && option_is(SO_TYPE, SOCK_STREAM) && option_is(SO_ACCEPTCONN, 1);
 }
 
+Result unix_peer_pid(int fd) noexcept {
+  ucred credentials{};
+  socklen_t length_bytes = sizeof(credentials);
+  const int error = ::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &length_bytes);
+  return error == 0 ? Result::of(credentials.pid) : Result::failed("getsockopt");
+}
+
 Result unix_accept(int listen_fd) noexcept {
   // A listener that was handed to us (systemd) may still be a blocking one.
   if (const Result ready = set_non_blocking(listen_fd); ready.error != 0) return ready;

@@ -28,6 +28,9 @@ inline constexpr std::size_t kReceivedFdsMax = 64;
 // The next connection, or -1 when none waits. The caller closes it.
 [[nodiscard]] Result unix_accept(int listen_fd) noexcept;
 
+// The process on the other side of a connected socket: for one that connected, whoever listened (SO_PEERCRED).
+[[nodiscard]] Result unix_peer_pid(int fd) noexcept;
+
 struct Received {
   Result bytes;               // how many; -1 without an error: nothing there yet; 0: end of stream
   std::vector<UniqueFd> fds;  // those that came with the bytes

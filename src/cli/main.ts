@@ -12,6 +12,7 @@ const program = hushringProgram(
   {
     demo: async (options) => (await import('./demo.ts')).demo(options),
     litmus: async (options) => (await import('./litmus.ts')).litmus(options),
+    bench: async (options) => (await import('./bench.ts')).bench(options),
     serveVhostUser: async (options) => (await import('./serve-vhost-user.ts')).serveVhostUser(options),
     serveTcmu: async (options) => (await import('./serve-tcmu.ts')).serveTcmu(options),
   },

@@ -2,6 +2,7 @@ import { readFileSync } from 'node:fs'
 import { Command, InvalidArgumentError, Option, type OutputConfiguration } from 'commander'
 import { LAYERS, type Layer, layerFromText } from '../handlers/index.ts'
 import type { SuppressionPolicy } from '../notify/suppression.ts'
+import type { BenchOptions } from './bench.ts'
 import type { DemoOptions } from './demo.ts'
 import { parseDevice } from './device-option.ts'
 import type { LitmusCommandOptions } from './litmus.ts'
@@ -15,6 +16,7 @@ import { parseDoorbell, parseSuppression } from './suppression-option.ts'
 export interface Actions {
   demo(options: DemoOptions): Promise<number>
   litmus(options: LitmusCommandOptions): Promise<number>
+  bench(options: BenchOptions): Promise<number>
   serveVhostUser(options: ServeVhostUserOptions): Promise<number>
   serveTcmu(options: ServeTcmuOptions): Promise<number>
 }
@@ -56,10 +58,38 @@ export function hushringProgram(
     .option('--json', 'one JSON object instead of tables')
     .addHelpText('after', LITMUS_EXAMPLES)
     .action(async (options: LitmusCommandOptions) => onExitStatus(await actions.litmus(options)))
+  addBench(program, async (options) => onExitStatus(await actions.bench(options)))
   const serve = program.command('serve').description('serve a device to another process')
   addServeVhostUser(serve, async (options) => onExitStatus(await actions.serveVhostUser(options)))
   addServeTcmu(serve, async (options) => onExitStatus(await actions.serveTcmu(options)))
   return program
+}
+
+function addBench(parent: Command, action: (options: BenchOptions) => Promise<void>): void {
+  parent
+    .command('bench')
+    .description("drive a vhost-user disk, hushring's or anybody's, and count what it costs to notify")
+    .requiredOption('--socket <path>', 'where the back-end listens')
+    .addOption(
+      new Option('--depth <n,…>', 'requests in flight, one run for each')
+        .default([1, 8, 32, 128], '1,8,32,128')
+        .argParser((text: string) => text.split(',').map(parseCount)),
+    )
+    .option('--seconds <n>', 'length of a run', parseCount, 2)
+    .addOption(
+      new Option('--block-size <size>', 'size of a request').default(4096, '4KiB').argParser(parseSize),
+    )
+    .addOption(
+      new Option('--writes <percent>', 'share of writes; what is there is overwritten')
+        .default(0)
+        .argParser(parsePercent),
+    )
+    .option('--verify', 'write blocks first, and check every byte that is read; what is there is overwritten')
+    .option('--queue-size <n>', 'entries of the ring, a power of two', parseCount, 256)
+    .option('--no-event-idx', 'suppress notifications by flags only')
+    .option('--json', 'one JSON object a run instead of a table')
+    .addHelpText('after', BENCH_EXAMPLES)
+    .action(action)
 }
 
 function addServeVhostUser(parent: Command, action: (options: ServeVhostUserOptions) => Promise<void>): void {
@@ -176,6 +206,11 @@ function parseCount(text: string): number {
   throw new InvalidArgumentError('Write a whole number from 1.')
 }
 
+function parsePercent(text: string): number {
+  if (/^\d{1,3}$/.test(text) && Number(text) <= 100) return Number(text)
+  throw new InvalidArgumentError('Write a whole number from 0 to 100.')
+}
+
 function parseMode(text: string): number {
   if (/^0?[0-7]{3}$/.test(text)) return Number.parseInt(text, 8)
   throw new InvalidArgumentError('Use three octal digits, such as 600 or 660.')
@@ -223,6 +258,17 @@ build lost nothing either; 4 not run: this process may use one CPU only.
 Examples:
   hushring litmus
   hushring litmus --seconds 60 --json
+`
+
+const BENCH_EXAMPLES = `
+Exit status: 0 done, 1 the back-end failed requests, mixed up bytes, lost a signal or cannot be reached, 2 wrong usage.
+
+Examples:
+  hushring bench --socket ./d.sock
+  hushring bench --socket ./d.sock --depth 32 --writes 50 --verify
+  Two back-ends, each on a processor of its own:
+    taskset -c 1 hushring bench --socket ./ours.sock --json
+    taskset -c 1 hushring bench --socket ./theirs.sock --json
 `
 
 const SERVE_VHOST_USER_EXAMPLES = `

@@ -13,6 +13,7 @@ export {
   BlockStatus,
   type RawBlockRequest,
 } from './block-driver.ts'
+export { type BlockLoadOptions, type BlockLoadResult, loadBlockDevice } from './block-load.ts'
 export {
   type HostileExpectation,
   type HostileOptions,

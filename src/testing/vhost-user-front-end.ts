@@ -188,6 +188,11 @@ export class VhostUserFrontEnd {
     return (this.features & RingFeature.EVENT_IDX) !== 0n
   }
 
+  /** The process that serves, to look at what it needs; see `processVitals`. */
+  get backEndPid(): number {
+    return this.#connection.peerPid
+  }
+
   // ---- one message --------------------------------------------------------------------------------------------
 
   /** Sends a message and expects nothing. */

@@ -135,6 +135,7 @@ async function parse(...words: string[]): Promise<{ name: string; options: Recor
   const actions: Actions = {
     demo: note('demo'),
     litmus: note('litmus'),
+    bench: note('bench'),
     serveVhostUser: note('serveVhostUser'),
     serveTcmu: note('serveTcmu'),
   }
@@ -142,6 +143,27 @@ async function parse(...words: string[]): Promise<{ name: string; options: Recor
   await program.parseAsync(words, { from: 'user' })
   return calls[0]!
 }
+
+test('bench takes a list of depths', async (t) => {
+  const { options } = await parse('bench', '--socket', 'd.sock')
+  t.deepEqual(options, {
+    socket: 'd.sock',
+    depth: [1, 8, 32, 128],
+    seconds: 2,
+    blockSize: 4096,
+    writes: 0,
+    queueSize: 256,
+    eventIdx: true,
+  })
+  t.deepEqual((await parse('bench', '--socket', 'd.sock', '--depth', '4,16')).options.depth, [4, 16])
+  for (const wrong of [
+    ['--depth', '4,'],
+    ['--writes', '101'],
+    ['--seconds', '0'],
+  ]) {
+    await t.throwsAsync(parse('bench', '--socket', 'd.sock', ...wrong), { code: 'commander.invalidArgument' })
+  }
+})
 
 test('the options of serve vhost-user have their defaults', async (t) => {
   const { name, options } = await parse('serve', 'vhost-user', '--socket', 'd.sock', '--memory', '1MiB')

@@ -142,6 +142,7 @@ async function parse(commandLine: string): Promise<string[]> {
   const actions: Actions = {
     demo: note('demo'),
     litmus: note('litmus'),
+    bench: note('bench'),
     serveVhostUser: note('serve vhost-user'),
     serveTcmu: note('serve tcmu'),
   }
@@ -157,6 +158,7 @@ test('every command line of the documents and of the help is right', async (t) =
     ...blocks.map(({ text }) => text),
     await help('demo'),
     await help('litmus'),
+    await help('bench'),
     await help('serve', 'vhost-user'),
     await help('serve', 'tcmu'),
   ]
@@ -172,7 +174,13 @@ async function help(...command: string[]): Promise<string> {
     text += part
   }
   const program = hushringProgram(
-    { demo: async () => 0, litmus: async () => 0, serveVhostUser: async () => 0, serveTcmu: async () => 0 },
+    {
+      demo: async () => 0,
+      litmus: async () => 0,
+      bench: async () => 0,
+      serveVhostUser: async () => 0,
+      serveTcmu: async () => 0,
+    },
     () => {},
     {
       writeOut,

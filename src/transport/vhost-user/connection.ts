@@ -45,6 +45,11 @@ export class MessageConnection {
     this.#fd = fd
   }
 
+  /** The process on the other side. Only while connected. */
+  get peerPid(): number {
+    return native.unixPeerPid(this.#fd)
+  }
+
   /** True while there may be bytes that were not looked at yet, because the turn's share of messages was used up. */
   get behind(): boolean {
     return this.#behind
