@@ -40,16 +40,25 @@ inline void spin_pause() noexcept {
 #endif
 }
 
-// Ticks of that counter in so many nanoseconds, at least 1. The first call measures it for a millisecond.
-inline std::uint64_t ticks_in(std::uint64_t nanos) noexcept {
-  static const double ticks_per_nano = [] {
+// How fast that counter runs. The first call measures it for a millisecond.
+inline double ticks_per_nano() noexcept {
+  static const double measured = [] {
     const std::uint64_t first_ticks = clock_ticks();
     const std::uint64_t first_nanos = monotonic_nanos();
     std::uint64_t elapsed_nanos = 0;
     while (elapsed_nanos < 1'000'000) elapsed_nanos = monotonic_nanos() - first_nanos;
     return static_cast<double>(clock_ticks() - first_ticks) / static_cast<double>(elapsed_nanos);
   }();
-  return std::max<std::uint64_t>(1, static_cast<std::uint64_t>(static_cast<double>(nanos) * ticks_per_nano));
+  return measured;
+}
+
+// Ticks of that counter in so many nanoseconds, at least 1.
+inline std::uint64_t ticks_in(std::uint64_t nanos) noexcept {
+  return std::max<std::uint64_t>(1, static_cast<std::uint64_t>(static_cast<double>(nanos) * ticks_per_nano()));
+}
+
+inline std::uint64_t nanos_in(std::uint64_t ticks) noexcept {
+  return static_cast<std::uint64_t>(static_cast<double>(ticks) / ticks_per_nano());
 }
 
 }  // namespace hushring::os

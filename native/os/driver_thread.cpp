@@ -103,7 +103,7 @@ class DriverThread::Load {
   [[nodiscard]] const SplitLayout& ring() const noexcept { return plan_.ring; }
   [[nodiscard]] DriverCounters& counters() noexcept { return counters_; }
   [[nodiscard]] std::uint64_t latency_nanos(double quantile) const noexcept {
-    return done_ ? latency_.nanos_at(quantile) : 0;
+    return done_ ? nanos_in(latency_ticks_.value_at(quantile)) : 0;
   }
   // Needs no waking: an answer is due, or the thread is about to submit.
   void finish() noexcept { finish_ = true; }
@@ -139,7 +139,7 @@ class DriverThread::Load {
     add(counters_.lost_signals, filling.lost_signals);
     add(counters_.stalls, filling.stalls);
     add(counters_.failed_requests, filling.failed_requests);
-    latency_ = {};
+    latency_ticks_ = {};
     return filled;
   }
 
@@ -151,8 +151,8 @@ class DriverThread::Load {
     stalls_in_a_row_ = 0;
     while (!stop_) {
       driver_.disable_signals();
-      now_nanos_ = monotonic_nanos();
-      const std::uint64_t elapsed_nanos = now_nanos_ - started_nanos;
+      now_ticks_ = clock_ticks();
+      const std::uint64_t elapsed_nanos = monotonic_nanos() - started_nanos;
       HardwareOrdering::store_relaxed(&counting_->elapsed_nanos, elapsed_nanos);
       reap();
       if (driver_.fault() != DeviceFault::kNone) break;
@@ -173,7 +173,7 @@ class DriverThread::Load {
       const std::uint32_t slot = free_slots_.back();
       free_slots_.pop_back();
       add_request(slot);
-      in_flight_[slot].submitted_nanos = monotonic_nanos();
+      in_flight_[slot].submitted_ticks = clock_ticks();
       driver_.publish();
       if (driver_.kick_needed()) kick();
       else add(counting_->kicks_suppressed, 1);
@@ -201,8 +201,9 @@ class DriverThread::Load {
     std::uint32_t failed = 0;
     BlockCheck checked;
     const std::uint32_t count = driver_.reap([&](std::uint32_t slot, std::uint32_t length_bytes) {
-      const auto& [request, submitted_nanos] = in_flight_[slot];
-      latency_.record(now_nanos_ - submitted_nanos);
+      const auto& [request, submitted_ticks] = in_flight_[slot];
+      // The counters of two CPUs may differ by a little.
+      latency_ticks_.record(std::max(now_ticks_, submitted_ticks) - submitted_ticks);
       const std::uint32_t wanted_bytes = request.is_write ? 1 : options_.load.block_bytes + 1;
       const bool succeeded = requests_[slot].status == kBlockOk && length_bytes == wanted_bytes;
       if (!succeeded) ++failed;
@@ -261,7 +262,7 @@ class DriverThread::Load {
   using Driver = SplitDriver<HardwareOrdering>;
   struct InFlight {
     BlockRequest request{};
-    std::uint64_t submitted_nanos = 0;
+    std::uint64_t submitted_ticks = 0;
   };
 
   const DriverOptions options_;
@@ -281,9 +282,9 @@ class DriverThread::Load {
   std::vector<InFlight> in_flight_;
   std::vector<std::uint32_t> free_slots_;
   std::uint64_t unsubmitted_count_ = 0;
-  std::uint64_t now_nanos_ = 0;
+  std::uint64_t now_ticks_ = 0;
   std::uint32_t stalls_in_a_row_ = 0;
-  LatencyHistogram latency_;
+  LatencyHistogram latency_ticks_;
 };
 
 // ---- The thread ------------------------------------------------------------------------------------------------

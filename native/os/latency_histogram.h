@@ -1,4 +1,4 @@
-// Latencies, counted in buckets whose width grows with the value.
+// Latencies in a unit of whoever records them, counted in buckets whose width grows with the value.
 #pragma once
 
 #include <array>
@@ -13,14 +13,14 @@ namespace hushring::os {
 // 128 have one of their own. Recording is a shift and an add; nothing is allocated.
 class LatencyHistogram {
  public:
-  void record(std::uint64_t nanos) noexcept {
-    ++counts_[bucket_of(nanos)];
+  void record(std::uint64_t value) noexcept {
+    ++counts_[bucket_of(value)];
     ++total_;
   }
 
   // The smallest bucket's end that a share `quantile` of all values does not exceed; 0 without values. `quantile` is
   // above 0 and at most 1.
-  [[nodiscard]] std::uint64_t nanos_at(double quantile) const noexcept {
+  [[nodiscard]] std::uint64_t value_at(double quantile) const noexcept {
     const auto wanted = static_cast<std::uint64_t>(std::ceil(quantile * static_cast<double>(total_)));
     std::uint64_t seen = 0;
     for (std::size_t bucket = 0; bucket < counts_.size(); ++bucket) {

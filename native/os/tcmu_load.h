@@ -55,7 +55,7 @@ class TcmuLoad {
   [[nodiscard]] bool is_done() const noexcept { return phase_ == Phase::kDone; }
   [[nodiscard]] const TcmuLoadResult& result() const noexcept { return result_; }
   // The time from submit to reap that a share `quantile` (above 0, below 1) of the requests did not exceed.
-  [[nodiscard]] std::uint64_t latency_nanos(double quantile) const noexcept { return latency_.nanos_at(quantile); }
+  [[nodiscard]] std::uint64_t latency_nanos(double quantile) const noexcept { return latency_.value_at(quantile); }
 
  private:
   using Clock = std::chrono::steady_clock;
