@@ -3,23 +3,13 @@ import { GiB } from '../src/index.ts'
 import { serveWithHushring, serveWithStorageDaemon } from '../test/helpers/back-ends.ts'
 import { type BlkioWorkload, blkioBench } from '../test/helpers/blkio.ts'
 import { blkioTools, storageDaemon } from '../test/helpers/tools.ts'
+import { Scope } from './scope.ts'
 import { interleave, iopsCell, markdownTable, spreadOf } from './statistics.ts'
 
 const store = { nullBytes: GiB }
 // Null disks that clear 4 KiB a read would measure memset: neither side does.
 const peerStore = `driver=null-co,size=${GiB},read-zeroes=off`
 const nullDevice = fileURLToPath(new URL('null-device.mjs', import.meta.url))
-
-/** Work that is torn down in the order opposite to that in which it was set up. */
-class Scope {
-  readonly #tasks: (() => unknown)[] = []
-  teardown(task: () => unknown): void {
-    this.#tasks.push(task)
-  }
-  async end(): Promise<void> {
-    for (const task of this.#tasks.reverse()) await task()
-  }
-}
 
 interface Case {
   readonly name: string

@@ -7,8 +7,14 @@ import { storageDaemon } from './tools.ts'
 
 /** What a back-end is asked to serve. */
 export interface ServeOptions {
-  /** An image file, or a disk of so many bytes that forgets what is written and reads as zeros. */
-  readonly store: { readonly imagePath: string } | { readonly nullBytes: number }
+  /**
+   * An image file, a disk of so many bytes that forgets what is written and reads as zeros, or (hushring only) one in
+   * memory.
+   */
+  readonly store:
+    | { readonly imagePath: string }
+    | { readonly nullBytes: number }
+    | { readonly memoryBytes: number }
   /** Which device; default `blk`. qemu-storage-daemon knows only that one. */
   readonly device?: 'blk' | 'rng'
   /** Number of request queues; default 1. */
@@ -52,14 +58,17 @@ export async function serveWithHushring(
   const directory = await temporaryDirectory(scope)
   const socketPath = join(directory, 'hushring.sock')
   const statsPath = join(directory, 'stats.json')
-  const store =
-    'imagePath' in options.store
-      ? ['--file', options.store.imagePath]
-      : ['--null', String(options.store.nullBytes)]
+  const { store } = options
+  const storeWords =
+    'imagePath' in store
+      ? ['--file', store.imagePath]
+      : 'nullBytes' in store
+        ? ['--null', String(store.nullBytes)]
+        : ['--memory', String(store.memoryBytes)]
   const command = start(
     [
       ...hushring,
-      ...['serve', 'vhost-user', '--socket', socketPath, ...store, '--stats', statsPath],
+      ...['serve', 'vhost-user', '--socket', socketPath, ...storeWords, '--stats', statsPath],
       ...['--device', options.device ?? 'blk', '--queues', String(options.queueCount ?? 1)],
       // Longer than a virtual processor is kept from the kick that follows its request.
       ...['--watchdog', '1000'],
@@ -88,6 +97,12 @@ export async function serveWithHushring(
   }
 }
 
+function blockdevOf(store: ServeOptions['store']): string {
+  if ('imagePath' in store) return `driver=file,filename=${store.imagePath}`
+  assert('nullBytes' in store, 'it has no disk in memory')
+  return `driver=null-co,size=${store.nullBytes},read-zeroes=on`
+}
+
 /**
  * Serves with QEMU's own back-end.
  *
@@ -96,9 +111,7 @@ export async function serveWithHushring(
 export async function serveWithStorageDaemon(
   scope: Scope,
   options: ServeOptions,
-  blockdev: string = 'imagePath' in options.store
-    ? `driver=file,filename=${options.store.imagePath}`
-    : `driver=null-co,size=${options.store.nullBytes},read-zeroes=on`,
+  blockdev: string = blockdevOf(options.store),
 ): Promise<BackEnd> {
   const directory = await temporaryDirectory(scope)
   const socketPath = join(directory, 'peer.sock')

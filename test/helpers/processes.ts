@@ -108,8 +108,8 @@ export interface Scope {
 }
 
 /** Makes an empty directory that goes away with the scope. @returns its path, short enough to hold sockets */
-export async function temporaryDirectory(scope: Scope): Promise<string> {
-  const path = await mkdtemp(join(tmpdir(), 'hushring-'))
+export async function temporaryDirectory(scope: Scope, parent: string = tmpdir()): Promise<string> {
+  const path = await mkdtemp(join(parent, 'hushring-'))
   scope.teardown(() => rm(path, { recursive: true, force: true }))
   return path
 }

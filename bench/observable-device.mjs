@@ -1,0 +1,6 @@
+// The null disk of null-device.mjs whose handler returns an observable.
+import { of } from 'rxjs'
+import { blockDevice, GiB } from '../dist/index.js'
+
+const done = of(undefined)
+export default blockDevice({ capacityBytes: GiB, read: () => done, write: () => done, flush: () => {} })
