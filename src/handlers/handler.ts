@@ -1,15 +1,4 @@
-import {
-  catchError,
-  firstValueFrom,
-  from,
-  isObservable,
-  map,
-  mergeMap,
-  type Observable,
-  of,
-  take,
-  throwIfEmpty,
-} from 'rxjs'
+import { firstValueFrom, from, isObservable, mergeMap, Observable, of, take } from 'rxjs'
 import { HushringError } from '../errors.ts'
 import {
   type Completion,
@@ -77,7 +66,7 @@ export function mapAnswer(answer: Answer, project: (completion: Completion) => C
   // The shape of nearly all answers comes first: the other looks cost more than the rest of a layer.
   if (isCompletion(answer)) return project(answer)
   if (isPromiseLike(answer)) return answer.then(project)
-  if (isObservable(answer)) return answer.pipe(take(1), map(project))
+  if (isObservable(answer)) return firstOf(answer, project)
   return project(answer)
 }
 
@@ -126,17 +115,60 @@ export function answerOf<Io extends Request, Value>(
         .then(undefined, (cause) => failureOf(io, cause))
     }
     if (isObservable(answer)) {
-      return answer.pipe(
-        take(1),
-        throwIfEmpty(() => new HushringError('ERR_HANDLER_ANSWER', 'the observable ended without a value')),
-        map((value) => completionOf(io, value as Value)),
-        catchError((cause) => of(failureOf(io, cause))),
+      return firstOf(
+        answer,
+        (value) => completionOf(io, value as Value),
+        (cause) => failureOf(io, cause),
       )
     }
     return completionOf(io, answer as Value)
   } catch (cause) {
     return failureOf(io, cause)
   }
+}
+
+/**
+ * The first value of an observable as a completion, and then its end. What take(1), throwIfEmpty(), map() and catchError()
+ * do together, in one subscription: each operator costs as much as the rest of the way of a request.
+ *
+ * @param failed makes a completion of an error, of an end without a value, and of what `project` throws; left out: the
+ * error goes on, and so does the end
+ */
+function firstOf<Value>(
+  source: Observable<Value>,
+  project: (value: Value) => Completion,
+  failed?: (cause: unknown) => Completion,
+): Observable<Completion> {
+  return new Observable((subscriber) => {
+    const end = (completion: Completion): void => {
+      subscriber.next(completion)
+      subscriber.complete()
+    }
+    const fail = (cause: unknown): void => {
+      if (failed === undefined) subscriber.error(cause)
+      else end(failed(cause))
+    }
+    return source.subscribe({
+      next(value) {
+        // A source that goes on after its first value, before it can be unsubscribed from.
+        if (subscriber.closed) return
+        let completion: Completion
+        try {
+          completion = project(value)
+        } catch (cause) {
+          fail(cause)
+          return
+        }
+        end(completion)
+      },
+      error: fail,
+      complete() {
+        if (subscriber.closed) return
+        if (failed === undefined) subscriber.complete()
+        else fail(new HushringError('ERR_HANDLER_ANSWER', 'the observable ended without a value'))
+      },
+    })
+  })
 }
 
 /** An answer as a completion or a promise of one. An observable is subscribed to. */
