@@ -5,10 +5,12 @@ import { missing, simulateMany, worlds } from './simulations.ts'
 const SEEDS = {
   split: { plain: 200, sabotaged: 50 },
   tcmu: { plain: 300, sabotaged: 60 },
+  'vhost-user': { plain: 300, sabotaged: 60 },
 } as const
 const TITLES = {
   split: 'every request is answered once and nothing is left behind',
   tcmu: 'every command is answered once or given up, and nothing is left behind',
+  'vhost-user': 'no descriptor is left open, and whoever comes next is served',
 } as const
 
 const isRight = test.macro({

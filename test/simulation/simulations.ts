@@ -3,6 +3,8 @@ import { simulateSplit, splitBehaviours, splitFaults } from './split.ts'
 import { splitSabotages } from './split-sabotage.ts'
 import { simulateTcmu, tcmuBehaviours, tcmuFaults } from './tcmu.ts'
 import { tcmuSabotages } from './tcmu-sabotage.ts'
+import { simulateVhostUser, vhostUserBehaviours, vhostUserFaults } from './vhost-user.ts'
+import { vhostUserSabotages } from './vhost-user-sabotage.ts'
 
 /** One world that seeds decide. */
 export interface SimulatedWorld {
@@ -31,6 +33,13 @@ export const worlds: Readonly<Record<string, SimulatedWorld>> = {
     faults: tcmuFaults,
     behaviours: tcmuBehaviours,
     sabotages: tcmuSabotages,
+  },
+  'vhost-user': {
+    title: 'vhost-user connections',
+    simulate: simulateVhostUser as SimulatedWorld['simulate'],
+    faults: vhostUserFaults,
+    behaviours: vhostUserBehaviours,
+    sabotages: vhostUserSabotages,
   },
 }
 

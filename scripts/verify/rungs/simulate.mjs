@@ -6,7 +6,7 @@ import { noResults } from '../../test-results.mjs'
 const program = ['node', '--import=tsx', 'scripts/simulate.ts', '--json']
 
 /** Worlds, and how many seeds of each. */
-const seedCounts = { split: 10_000, tcmu: 5_000 }
+const seedCounts = { split: 10_000, tcmu: 5_000, 'vhost-user': 2_000 }
 
 /** @type {import('../ladder.mjs').Rung} */
 export default {
