@@ -8,6 +8,7 @@ import { benchAllocations } from './allocations.ts'
 import { benchBlkio } from './blkio.ts'
 import { benchFrontEnd } from './front-end.ts'
 import { benchLoopback } from './loopback.ts'
+import { benchProcesses } from './processes.ts'
 import { benchTcmu } from './tcmu.ts'
 import { benchTcmuSimulator } from './tcmu-simulator.ts'
 
@@ -25,6 +26,8 @@ console.error('allocations …')
 const bytesPerRequest = await benchAllocations()
 console.error('vhost-user disks …')
 const frontEnd = await benchFrontEnd(roundCount)
+console.error('processes …')
+const processes = await benchProcesses(roundCount)
 console.error('blkio-bench …')
 const blkio = await benchBlkio(roundCount)
 console.error('TCMU …')
@@ -41,6 +44,8 @@ between tables. Driver and device share two cores; nothing is pinned unless it s
 request. [performance-log.md](performance-log.md) tells where the time goes, and what was tried.
 
 ${frontEnd}
+
+${processes}
 
 ${loopback}
 
