@@ -46,13 +46,13 @@ export interface ServeOptions<Io extends RingRequest = RingRequest> {
  * completes: that is a drain. Unsubscribing gives up at once. It errors when the driver broke the queue.
  *
  * @param queue a started queue; borrowed
- * @param kicks emits when the driver asked for attention
+ * @param kicks emits when the driver asked for attention, or {@link creditsReturned} when credits came back some other way
  * @param handler answers one request
  * @returns one value for each time answers were published; the same object each time
  */
 export function serveQueue<Io extends RingRequest>(
   queue: ServableQueue<Io>,
-  kicks: Observable<void>,
+  kicks: Observable<unknown>,
   handler: Handler<Io>,
   options: ServeOptions<Io>,
 ): Observable<Published> {

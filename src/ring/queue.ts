@@ -302,6 +302,7 @@ export class VirtQueue {
     const current = count - this.#recordedOlder.length
     this.#pinCount -= current
     this.#memory?.unpin(current)
+    if (this.#recordedOlder.length === 0) return
     for (const older of this.#recordedOlder) {
       const left = this.#olderPins.get(older)! - 1
       if (left === 0) this.#olderPins.delete(older)

@@ -35,7 +35,7 @@ export class PipelineRun<Io extends RingRequest> {
    */
   start(
     queue: ServableQueue<Io>,
-    kicks: Observable<void>,
+    kicks: Observable<unknown>,
     handler: Handler<Io>,
     options: Omit<ServeOptions<Io>, 'giveUp'>,
     end: PipelineEnd,

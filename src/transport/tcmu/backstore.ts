@@ -7,6 +7,7 @@ import { scsiBlock } from '../../handlers/scsi/scsi-block.ts'
 import { UnitAttentions } from '../../handlers/scsi/unit-attentions.ts'
 import type { NativeTcmuPort } from '../../native.ts'
 import { tcmuEvents } from '../../notify/doorbell.ts'
+import { creditsReturned } from '../../notify/drain.ts'
 import type { ScsiRequest } from '../../ring/scsi-request.ts'
 import { type Sense, SenseKey } from '../../ring/sense.ts'
 import { type TaskManagement, TcmuQueue } from '../../ring/tcmu-queue.ts'
@@ -103,7 +104,7 @@ export class TcmuBackstore extends EventEmitter<TcmuEvents> {
   readonly #attentions = new UnitAttentions()
   readonly #tally = new BlockTally()
   readonly #aborts = new Subject<Abort>()
-  readonly #creditsReturned = new Subject<void>()
+  readonly #creditsReturned = new Subject<typeof creditsReturned>()
   #run: PipelineRun<ScsiRequest> | undefined
   #blockDevicePath: string | undefined
   #unexport: (() => Promise<void>) | undefined
@@ -138,7 +139,7 @@ export class TcmuBackstore extends EventEmitter<TcmuEvents> {
       inlineCopyBytesMax: options.inlineCopyBytesMax,
       ...(control !== undefined && { freeKeptBuffer: (id) => this.#freeKept(control, id) }),
       onTaskManagement: (taskManagement) => this.#onTaskManagement(taskManagement),
-      onCreditsReturned: () => this.#creditsReturned.next(),
+      onCreditsReturned: () => this.#creditsReturned.next(creditsReturned),
     })
   }
 
@@ -205,7 +206,7 @@ export class TcmuBackstore extends EventEmitter<TcmuEvents> {
     this.#unexport = unexport
   }
 
-  #wakes(): Observable<void> {
+  #wakes(): Observable<unknown> {
     const events = tcmuEvents(this.#place.port).pipe(tap(() => this.#uioReads++))
     return merge(events, this.#overlookedEntries(), this.#creditsReturned)
   }
