@@ -98,7 +98,8 @@ export function answer<Io extends RingRequest>(
           recorder.recycle(request)
           return true
         }
-        const late = new LateAnswer(request, scheduler.now() + timeoutMs, onLateAnswer)
+        const deadlineMs = timeoutMs === 0 ? Number.POSITIVE_INFINITY : scheduler.now() + timeoutMs
+        const late = new LateAnswer(request, deadlineMs, onLateAnswer)
         const early = late.wait(answered, settle)
         if (subscriber.closed) {
           late.abandon()
