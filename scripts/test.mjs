@@ -3,10 +3,11 @@
 //   npm test                      everything this machine can run
 //   npm test -- --only unit,native
 //
-// With CI set, asan, verify and package run without being asked for, and a missing tool is a failure and not a skip.
+// With CI set, instructions, asan, verify and package run without being asked for, and a missing tool is a failure and not a skip.
 // tsan is a rung of verify.
 import { parseArgs } from 'node:util'
 import { avaTests } from './ava-tests.mjs'
+import { instructions } from './instructions.mjs'
 import { nativeTests } from './native-tests.mjs'
 import { run } from './processes.mjs'
 import { noResults, summaryLine } from './test-results.mjs'
@@ -21,12 +22,13 @@ const suites = {
   unit: () => avaTests('unit'),
   native: () => nativeTests('test', { inCi }),
   'front-ends': () => avaTests('front-ends'),
+  instructions: () => instructions({ inCi, show: console.log }),
   asan: () => nativeTests('asan', { inCi }),
   tsan: () => nativeTests('tsan', { inCi, tools: ['clang++-14'] }),
   verify: () => verify({ inCi, show: console.log }),
   package: () => check('the package is in order', ['npm', 'run', '--silent', 'pack:check']),
 }
-const onlyInCi = ['asan', 'verify', 'package']
+const onlyInCi = ['instructions', 'asan', 'verify', 'package']
 
 const { values: flags } = parseArgs({ options: { only: { type: 'string' } } })
 const usual = Object.keys(suites).filter((name) => name !== 'tsan' && (inCi || !onlyInCi.includes(name)))

@@ -2,6 +2,7 @@ import { mkdir, mkdtemp, rm, utimes, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import test from 'ava'
+import { complaintAbout } from '../../scripts/instructions.mjs'
 import { isFresh } from '../../scripts/setup.mjs'
 import { noResults, readCtest, summaryLine, tapReader } from '../../scripts/test-results.mjs'
 
@@ -108,4 +109,11 @@ test("ctest's programs count with their doctest cases, and a failed one shows it
 test('the last line has the counts, and skips only when there are some', (t) => {
   t.is(summaryLine({ passed: 3, failed: [], skipped: [] }), '3 passed, 0 failed')
   t.is(summaryLine({ passed: 3, failed: ['a'], skipped: ['b', 'c'] }), '3 passed, 1 failed, 2 skipped')
+})
+
+test('a count of instructions may differ by 3 % from what was agreed on, and not by more', (t) => {
+  for (const counted of [970, 1000, 1030]) t.is(complaintAbout(counted, 1000), undefined)
+  t.is(complaintAbout(1031, 1000), '1031 instructions a request, agreed were 1000: 3.1 % too many')
+  t.regex(complaintAbout(969, 1000)!, /agree on the new figure/)
+  t.is(complaintAbout(Number.NaN, 1000), 'nothing was counted')
 })

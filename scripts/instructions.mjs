@@ -1,0 +1,89 @@
+// npm run instructions: how many instructions the native part of a request takes, counted by callgrind, which counts the
+// same each time. CI fails when it is more than was agreed on, or less: then the agreement is to be made anew.
+import { pathToFileURL } from 'node:url'
+import { buildNative } from './native-tests.mjs'
+import { isOnPath, run } from './processes.mjs'
+import { noResults } from './test-results.mjs'
+
+/** Instructions a request, by what is served; as g++ 12 compiles it for x86-64. */
+const agreed = {
+  'split, indirect, 8 a batch': 1275,
+  'split, indirect, 1 a batch': 1449,
+  'split, 3 descriptors, 8 a batch': 1060,
+  'split, flags, 8 a batch': 1275,
+  'tcmu, 8 a batch': 595,
+  'tcmu, 1 a batch': 752,
+}
+const tolerancePercent = 3
+const requestCount = 8000
+
+/**
+ * Counts and compares.
+ *
+ * @param {object} options
+ * @param {boolean} options.inCi a missing tool is a failure and not a skip
+ * @param {(line: string) => void} options.show
+ * @returns {Promise<import('./test-results.mjs').Results>}
+ */
+export async function instructions({ inCi, show }) {
+  const results = noResults()
+  const because = await reasonNotToCount()
+  if (because !== undefined) {
+    results[inCi ? 'failed' : 'skipped'].push(`instructions: ${because}`)
+    return results
+  }
+  const { missing, failure, output } = await buildNative('test', { target: 'hushring_instructions' })
+  if (missing.length > 0 || failure !== undefined) {
+    if (failure !== undefined) show(output)
+    results.failed.push(`instructions: ${failure ?? `no ${missing.join(', no ')}`}`)
+    return results
+  }
+  for (const [work, expected] of Object.entries(agreed)) {
+    const counted = await count(work)
+    const complaint = complaintAbout(counted, expected)
+    show(`instructions a request: ${work}: ${counted.toFixed(0)}, agreed ${expected}`)
+    if (complaint === undefined) results.passed++
+    else results.failed.push(`instructions: ${work}: ${complaint}`)
+  }
+  return results
+}
+
+async function reasonNotToCount() {
+  if (!isOnPath('valgrind')) return 'no valgrind; apt-get install valgrind'
+  const { output } = await run(['g++', '-dumpfullversion'])
+  if (process.arch !== 'x64' || !output.startsWith('12.')) {
+    return `agreed on for g++ 12 on x86-64, this is ${output.trim()} on ${process.arch}`
+  }
+  return undefined
+}
+
+/** @returns {Promise<number>} instructions a request */
+async function count(work) {
+  const { output } = await run([
+    ...['valgrind', '--tool=callgrind', '--callgrind-out-file=/dev/null', '--toggle-collect=measured_serve*'],
+    ...['out/test/hushring_instructions', work, String(requestCount)],
+  ])
+  return Number(/Collected : (\d+)/.exec(output)?.[1] ?? Number.NaN) / requestCount
+}
+
+/**
+ * What is wrong with a count; nothing within the tolerance.
+ *
+ * @param {number} counted
+ * @param {number} expected
+ */
+export function complaintAbout(counted, expected) {
+  if (!Number.isFinite(counted)) return 'nothing was counted'
+  const percent = (100 * (counted - expected)) / expected
+  if (Math.abs(percent) <= tolerancePercent) return undefined
+  const text = `${counted.toFixed(0)} instructions a request, agreed were ${expected}`
+  return percent > 0
+    ? `${text}: ${percent.toFixed(1)} % too many`
+    : `${text}: agree on the new figure in scripts/instructions.mjs`
+}
+
+if (import.meta.url === pathToFileURL(process.argv[1]).href) {
+  const { failed, skipped } = await instructions({ inCi: false, show: console.log })
+  for (const title of [...failed, ...skipped]) console.log(title)
+  process.exitCode = failed.length > 0 ? 1 : 0
+}
