@@ -33,6 +33,7 @@ void ChainBuilder::add_segments(std::uint64_t address, std::uint32_t length_byte
         static_cast<std::uint32_t>(std::min(stretch.length_bytes, kWindowBytes - stretch.window_offset));
     rows_[row] = {stretch.window, stretch.window_offset, piece};
     ++segment_count;
+    last_host_ = stretch.host + (piece - 1);
     address += piece;
     length_bytes -= piece;
   }
@@ -53,8 +54,11 @@ Chain ChainBuilder::finish(const Framing& framing) noexcept {
     note(Fault::kChainFraming);
     return chain_;
   }
-  chain_.status = find_stretch(regions_, AddressSpace::kGuest, last_byte_, 1).host;
-  if (chain_.fault != Fault::kNone) return chain_;
+  if (chain_.fault != Fault::kNone) {
+    chain_.status = find_stretch(regions_, AddressSpace::kGuest, last_byte_, 1).host;
+    return chain_;
+  }
+  chain_.status = last_host_;
   chain_.writable_bytes = static_cast<std::uint32_t>(writable_bytes_ - 1);
   Segment& last = rows_[std::size_t{chain_.readable_count} + chain_.writable_count - 1];
   if (--last.length_bytes == 0) --chain_.writable_count;

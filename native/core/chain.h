@@ -65,8 +65,10 @@ class ChainBuilder {
   Chain chain_;
   std::uint64_t readable_bytes_ = 0;
   std::uint64_t writable_bytes_ = 0;
-  // The last byte of the last buffer, where the status is if that buffer is writable.
+  // The last byte of the last buffer, where the status is if that buffer is writable: its address, and where it is here
+  // as long as there is no fault.
   std::uint64_t last_byte_ = 0;
+  std::byte* last_host_ = nullptr;
   bool last_is_writable_ = false;
 };
 
@@ -146,10 +148,11 @@ template <class Ordering>
           descriptor.len % sizeof(Descriptor) != 0) {
         return builder.cut(Fault::kChainIndirect);
       }
-      if (!wholly_mapped(source.regions, AddressSpace::kGuest, descriptor.addr, descriptor.len)) {
+      const Stretch start = find_stretch(source.regions, AddressSpace::kGuest, descriptor.addr, descriptor.len);
+      if (start.length_bytes < descriptor.len &&
+          !wholly_mapped(source.regions, AddressSpace::kGuest, descriptor.addr, descriptor.len)) {
         return builder.cut(Fault::kChainAddress);
       }
-      const Stretch start = find_stretch(source.regions, AddressSpace::kGuest, descriptor.addr, descriptor.len);
       table = {start.host, start.length_bytes, descriptor.addr,
                static_cast<std::uint32_t>(descriptor.len / sizeof(Descriptor))};
       in_indirect_table = true;
