@@ -4,7 +4,7 @@ import { readdirSync, readlinkSync } from 'node:fs'
 export function openFdCount(): number {
   return readdirSync('/proc/self/fd').filter((fd) => {
     try {
-      return !/\.[mc]?[jt]s(on)?$|\/tsx-\d+\//.test(readlinkSync(`/proc/self/fd/${fd}`))
+      return !/\.[mc]?[jt]s(on)?$|\/tsx-\d+(\/|$)/.test(readlinkSync(`/proc/self/fd/${fd}`))
     } catch {
       return false // the folder that is read here, closed since
     }
