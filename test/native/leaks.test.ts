@@ -256,7 +256,7 @@ const lives: Record<string, Life> = {
 }
 
 /** How often what goes late, with threads of the collector or turns of the event loop, gets another chance to go. */
-const ATTEMPT_COUNT = 40
+const ATTEMPT_COUNT = 20
 
 /** Lives so many lives, and finds what stays of them. */
 async function leakOf({ live, count }: Pick<Life, 'live' | 'count'>): Promise<Leak> {
