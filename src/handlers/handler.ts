@@ -134,8 +134,8 @@ export function answerOf<Io extends Request, Value>(
 }
 
 /**
- * The first value of an observable as a completion, and then its end. What take(1), throwIfEmpty(), map() and catchError()
- * do together, in one subscription: each operator costs as much as the rest of the way of a request.
+ * The first value of an observable as a completion, and then its end. What throwIfEmpty(), map() and catchError() do behind
+ * take(1), in one subscription: each operator costs as much as the rest of the way of a request.
  *
  * @param failed makes a completion of an error, of an end without a value, and of what `project` throws; left out: the
  * error goes on, and so does the end
@@ -154,10 +154,9 @@ function firstOf<Value>(
       if (failed === undefined) subscriber.error(cause)
       else end(failed(cause))
     }
-    return source.subscribe({
+    // Only take() can end a source that goes on without ever coming back from its subscribe().
+    return source.pipe(take(1)).subscribe({
       next(value) {
-        // A source that goes on after its first value, before it can be unsubscribed from.
-        if (subscriber.closed) return
         let completion: Completion
         try {
           completion = project(value)

@@ -1,5 +1,5 @@
 import test from 'ava'
-import { EMPTY, of, throwError } from 'rxjs'
+import { EMPTY, Observable, of, throwError } from 'rxjs'
 import { HushringError } from '../../src/errors.ts'
 import { asVirtioDevice } from '../../src/handlers/as-virtio-device.ts'
 import {
@@ -53,6 +53,15 @@ test(comesTo, 'a completion later passes it on', async (io) => io.fail(new Error
 test(comesTo, 'a short count fails', () => 511, 'ERR_STORE_SHORT')
 test(comesTo, 'a short count later fails', async () => ({ bytesRead: 0 }), 'ERR_STORE_SHORT')
 test(comesTo, 'a long count fails', () => of(513), 'ERR_STORE_SHORT')
+test(
+  comesTo,
+  'an observable that goes on until it is unsubscribed from is done',
+  () =>
+    new Observable<void>((subscriber) => {
+      while (!subscriber.closed) subscriber.next()
+    }),
+  'ok',
+)
 test(comesTo, 'an observable without a value fails', () => EMPTY, 'ERR_HANDLER_ANSWER')
 test(comesTo, 'a text fails', () => 'done', 'ERR_HANDLER_ANSWER')
 test(comesTo, 'null fails', () => null, 'ERR_HANDLER_ANSWER')
