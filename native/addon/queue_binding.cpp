@@ -264,11 +264,11 @@ class SplitQueue {
   // driver was told of its answers before: it may be what the driver waits for.
   [[nodiscard]] std::int32_t look_for(std::uint32_t nanos_max) noexcept {
     if (device_.sees_entry()) return kMore;
-    const std::uint64_t until = os::clock_ticks() + os::ticks_in(nanos_max);
+    const std::uint64_t until = os::monotonic_nanos() + nanos_max;
     do {
       os::spin_pause();
       if (device_.sees_entry()) return kMore | kPolled;
-    } while (os::clock_ticks() < until);
+    } while (os::monotonic_nanos() < until);
     const std::int32_t bits = device_.complete(0, true);
     return bits < 0 ? bits : bits | kPolled;
   }
