@@ -37,8 +37,9 @@ test(isNoticed, 'tcmu')
 
 test('a story has a line for each step', (t) => {
   const { story } = controls[0]!.check({ count: 50_000, seed })
-  t.regex(story!, /\n {2}\d+\. add a chain \{/)
+  t.regex(story!, /\n {2}1\. [a-z ]+ \{/)
   t.regex(story!, /\n {2}2\. /)
+  t.regex(story!, /\n {2}\d+\. add a chain \{/)
 })
 
 const emptyHistory: SplitHistory = {
