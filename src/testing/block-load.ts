@@ -1,7 +1,9 @@
-import { DriverCounter, type NativeDriverThread, native } from '../native.ts'
+import { capacityOfConfig } from '../handlers/block/virtio-blk.ts'
+import { type NativeDriverThread, native } from '../native.ts'
 import { integerIn, refuseUnknownOptions } from '../options.ts'
 import { RingFeature } from '../ring/features.ts'
-import { MiB, SECTOR_BYTES } from '../units.ts'
+import { countOf, figuresOf } from '../transport/loopback.ts'
+import { MiB } from '../units.ts'
 import { processVitals } from './hostile/process-vitals.ts'
 import { SharedMemory } from './shared-memory.ts'
 import { VhostUserFrontEnd } from './vhost-user-front-end.ts'
@@ -135,11 +137,10 @@ function checkedOptions(options: BlockLoadOptions): Required<BlockLoadOptions> {
   }
 }
 
-/** The first field of the configuration space (virtio 1.3, 5.2.4). */
 async function capacityOf(frontEnd: VhostUserFrontEnd): Promise<number> {
   const config = await frontEnd.readConfig(0, 8)
   if (config === undefined) throw new Error('the back-end does not tell how large its disk is')
-  return Number(config.readBigUInt64LE(0)) * SECTOR_BYTES
+  return capacityOfConfig(config)
 }
 
 function ended(driver: NativeDriverThread): Promise<void> {
@@ -173,21 +174,14 @@ function cpuMsOfProcess(pid: number): number | undefined {
 function resultOf(
   driver: NativeDriverThread,
 ): Omit<BlockLoadResult, 'eventIdx' | 'frontEndCpuMs' | 'backEndCpuMs'> {
-  const at = (index: number): number => Number(driver.counters[index]!)
-  const elapsedMs = at(DriverCounter.elapsedNanos) / 1e6
-  const micros = (quantile: number): number => driver.latencyNanos(quantile) / 1000
+  const figures = figuresOf(driver)
   return {
-    requests: at(DriverCounter.requests),
-    elapsedMs,
-    iops: (at(DriverCounter.requests) * 1000) / elapsedMs,
-    p50Micros: micros(0.5),
-    p99Micros: micros(0.99),
-    p999Micros: micros(0.999),
-    kicks: at(DriverCounter.kicks),
-    signals: at(DriverCounter.signalsReceived),
-    lostSignals: at(DriverCounter.lostSignals),
-    stalls: at(DriverCounter.stalls),
-    failedRequests: at(DriverCounter.failedRequests) + at(DriverCounter.deviceFault),
-    mismatchedBytes: at(DriverCounter.mismatchedBytes),
+    ...figures,
+    p999Micros: driver.latencyNanos(0.999) / 1000,
+    signals: countOf(driver, 'signalsReceived'),
+    lostSignals: countOf(driver, 'lostSignals'),
+    stalls: countOf(driver, 'stalls'),
+    // Whatever the device did wrong on the ring, the load ended with one request.
+    failedRequests: figures.failedRequests + (countOf(driver, 'deviceFault') === 0 ? 0 : 1),
   }
 }

@@ -1,6 +1,7 @@
 import { EventEmitter } from 'eventemitter3'
 import type { Observable } from 'rxjs'
 import { HushringError, optionRangeError, optionTypeError } from '../errors.ts'
+import { capacityOfConfig } from '../handlers/block/virtio-blk.ts'
 import type { Device } from '../handlers/device.ts'
 import { DriverCounter, type NativeDriverThread, type NativeDriverThreadOptions, native } from '../native.ts'
 import { booleanOf, integerIn, refuseUnknownOptions } from '../options.ts'
@@ -371,11 +372,10 @@ class Requester {
   }
 }
 
-// virtio-blk: the capacity in sectors is the first field of the configuration space.
 function readCapacity(config: Uint8Array): number {
   if (config.length < 8)
     throw optionTypeError('device', 'a disk, because loads are made of block requests', 'another device')
-  return Number(Buffer.from(config).readBigUInt64LE(0)) * 512
+  return capacityOfConfig(config)
 }
 
 function reportProgress(
@@ -386,32 +386,55 @@ function reportProgress(
   const startMs = performance.now()
   return setInterval(() => {
     report({
-      requests: Number(driver.counters[DriverCounter.requests]!),
+      requests: countOf(driver, 'requests'),
       elapsedMs: performance.now() - startMs,
     })
   }, 100)
 }
 
-function resultOf(driver: NativeDriverThread, before: TransportStats, after: TransportStats): LoadResult {
-  const count = (index: number): number => Number(driver.counters[index]!)
-  const requests = count(DriverCounter.requests)
-  const elapsedMs = count(DriverCounter.elapsedNanos) / 1e6
-  const lostKicks = after.lostNotifications - before.lostNotifications
+/** What the thread of a driver has measured of its load. */
+export function figuresOf(
+  driver: NativeDriverThread,
+): Pick<
+  LoadResult,
+  | 'requests'
+  | 'elapsedMs'
+  | 'iops'
+  | 'p50Micros'
+  | 'p99Micros'
+  | 'kicks'
+  | 'mismatchedBytes'
+  | 'failedRequests'
+> {
+  const requests = countOf(driver, 'requests')
+  const elapsedMs = countOf(driver, 'elapsedNanos') / 1e6
   return {
     requests,
     elapsedMs,
     iops: elapsedMs > 0 ? (requests / elapsedMs) * 1000 : 0,
     p50Micros: driver.latencyNanos(0.5) / 1000,
     p99Micros: driver.latencyNanos(0.99) / 1000,
-    kicks: count(DriverCounter.kicks),
-    kicksSuppressed: count(DriverCounter.kicksSuppressed),
+    kicks: countOf(driver, 'kicks'),
+    mismatchedBytes: countOf(driver, 'mismatchedBytes'),
+    failedRequests: countOf(driver, 'failedRequests'),
+  }
+}
+
+/** One of the counters of a driver's thread. */
+export function countOf(driver: NativeDriverThread, name: keyof typeof DriverCounter): number {
+  return Number(driver.counters[DriverCounter[name]]!)
+}
+
+function resultOf(driver: NativeDriverThread, before: TransportStats, after: TransportStats): LoadResult {
+  const lostKicks = after.lostNotifications - before.lostNotifications
+  return {
+    ...figuresOf(driver),
+    kicksSuppressed: countOf(driver, 'kicksSuppressed'),
     signals: after.signals - before.signals,
     signalsSuppressed: after.suppressed - before.suppressed,
     batches: after.batches - before.batches,
     nativeCalls: after.nativeCalls - before.nativeCalls,
-    lostNotifications: count(DriverCounter.lostSignals) + count(DriverCounter.stalls) + lostKicks,
-    mismatchedBytes: count(DriverCounter.mismatchedBytes),
-    verifiedBytes: count(DriverCounter.verifiedBytes),
-    failedRequests: count(DriverCounter.failedRequests),
+    lostNotifications: countOf(driver, 'lostSignals') + countOf(driver, 'stalls') + lostKicks,
+    verifiedBytes: countOf(driver, 'verifiedBytes'),
   }
 }

@@ -86,6 +86,11 @@ function featuresOf({ abilities, readOnly }: BlockDevice): bigint {
   )
 }
 
+/** The size of a disk in bytes, as its configuration space tells it: at least the first 8 bytes of one. */
+export function capacityOfConfig(config: Uint8Array): number {
+  return Number(new DataView(config.buffer, config.byteOffset).getBigUint64(0, true)) * SECTOR_BYTES
+}
+
 /** The configuration space (virtio 1.3, 5.2.4). Fields of features that are not offered stay 0. */
 function configOf({ geometry, abilities }: BlockDevice, queueCount: number): Uint8Array {
   const { capacityBytes, blockBytes } = geometry
