@@ -1,6 +1,10 @@
-import { VirtualTimeScheduler } from 'rxjs'
+import { type Observable, VirtualTimeScheduler } from 'rxjs'
+import type { Handler } from '../../src/handlers/handler.ts'
 import { adaptive, anticipate, coalesce, immediate, type SuppressionPolicy } from '../../src/index.ts'
+import type { ServableQueue, ServeOptions } from '../../src/notify/pipeline.ts'
+import type { RingRequest } from '../../src/ring/request.ts'
 import { randomFrom } from '../../src/testing/random.ts'
+import type { PipelineRun } from '../../src/transport/pipeline-run.ts'
 
 /** What came of one seed. */
 export interface Outcome {
@@ -107,6 +111,26 @@ export abstract class Simulation implements Outcome {
       await microtasks()
       await this.afterStep()
     }
+  }
+
+  /** Starts the product's pipeline, with a budget that chance decides. */
+  protected startPipeline<Io extends RingRequest>(
+    run: PipelineRun<Io>,
+    queue: ServableQueue<Io>,
+    kicks: Observable<unknown>,
+    handler: Handler<Io>,
+    options: Omit<ServeOptions<Io>, 'budgetCountMax' | 'giveUp'>,
+  ): void {
+    run.start(
+      queue,
+      kicks,
+      handler,
+      { ...options, budgetCountMax: this.integer(1, 8) },
+      {
+        onBroken: (error) => this.violate(`the queue is broken: ${error.message}`),
+        onStopped: () => this.tell('the queue is drained'),
+      },
+    )
   }
 
   // ---- Faults ---------------------------------------------------------------------------------------------

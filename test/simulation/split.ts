@@ -176,22 +176,12 @@ class SplitSimulation extends Simulation {
     })
     this.#kicks = new Subject()
     this.#run = new PipelineRun()
-    this.#run.start(
-      this.#queue,
-      this.#kicks,
-      (request) => this.#handle(request),
-      {
-        suppression: this.#policy.make(),
-        creditCountMax: this.#creditCountMax,
-        budgetCountMax: this.integer(1, 8),
-        requestTimeoutMs: this.#requestTimeoutMs,
-        scheduler: this.#schedulerOfPipeline(),
-      },
-      {
-        onBroken: (error) => this.violate(`the queue is broken: ${error.message}`),
-        onStopped: () => this.tell('the queue is drained'),
-      },
-    )
+    this.startPipeline(this.#run, this.#queue, this.#kicks, (request) => this.#handle(request), {
+      suppression: this.#policy.make(),
+      creditCountMax: this.#creditCountMax,
+      requestTimeoutMs: this.#requestTimeoutMs,
+      scheduler: this.#schedulerOfPipeline(),
+    })
   }
 
   #handle(request: RingRequest): Answer {

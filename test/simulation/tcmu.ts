@@ -301,20 +301,16 @@ class TcmuSimulation extends Simulation {
     this.#queue.start()
     this.#kicks = new Subject()
     this.#run = new PipelineRun()
-    this.#run.start(
+    this.startPipeline(
+      this.#run,
       this.#queue,
       merge(this.#kicks, this.#creditsReturned),
       (request) => this.#handle(request),
       {
         suppression: this.#policy.make(),
         creditCountMax: this.#creditCountMax,
-        budgetCountMax: this.integer(1, 8),
         requestTimeoutMs: this.#requestTimeoutMs,
         scheduler: this.#schedulerOfPipeline(),
-      },
-      {
-        onBroken: (error) => this.violate(`the queue is broken: ${error.message}`),
-        onStopped: () => this.tell('the queue is drained'),
       },
     )
   }
