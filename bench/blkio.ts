@@ -3,12 +3,11 @@ import { GiB } from '../src/index.ts'
 import { serveWithHushring, serveWithStorageDaemon } from '../test/helpers/back-ends.ts'
 import { type BlkioWorkload, blkioBench } from '../test/helpers/blkio.ts'
 import { blkioTools, storageDaemon } from '../test/helpers/tools.ts'
+import { NULL_BLOCKDEV } from './front-end.ts'
 import { Scope } from './scope.ts'
 import { interleave, iopsCell, markdownTable, spreadOf } from './statistics.ts'
 
 const store = { nullBytes: GiB }
-// Null disks that clear 4 KiB a read would measure memset: neither side does.
-const peerStore = `driver=null-co,size=${GiB},read-zeroes=off`
 const nullDevice = fileURLToPath(new URL('null-device.mjs', import.meta.url))
 
 interface Case {
@@ -28,7 +27,7 @@ export async function benchBlkio(roundCount: number): Promise<string> {
     return `${heading}Not run: ${missing.map(({ name }) => name).join(', ')} is missing.`
   const scope = new Scope()
   try {
-    const peer = await serveWithStorageDaemon(scope, { store }, peerStore)
+    const peer = await serveWithStorageDaemon(scope, { store }, NULL_BLOCKDEV)
     const policies = ['immediate', 'coalesce:32,50', 'adaptive']
     const ours = await Promise.all(
       policies.map(async (policy) => ({

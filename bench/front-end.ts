@@ -16,6 +16,9 @@ import { storageDaemon } from '../test/helpers/tools.ts'
 import { Scope } from './scope.ts'
 import { interleave, iopsCell, markdownTable, spreadOf } from './statistics.ts'
 
+/** The peer's null disk. One that clears 4 KiB a read would measure memset: neither side does. */
+export const NULL_BLOCKDEV: string = `driver=null-co,size=${GiB},read-zeroes=off`
+
 /** The processors that the back-end and the front-end are pinned to. */
 const BACK_END_CPU = 0
 const FRONT_END_CPU = 1
@@ -68,8 +71,7 @@ const COMPARISONS: readonly Comparison[] = [
     title: 'Null disk, handler in TypeScript, 4 KiB reads',
     loads: [1, 8, 32, 128].map((queueDepth) => depth(queueDepth)),
     backEnds: [
-      // Null disks that clear 4 KiB a read would measure memset: neither side does.
-      peer(nothing, () => `driver=null-co,size=${GiB},read-zeroes=off`),
+      peer(nothing, () => NULL_BLOCKDEV),
       ours('hushring, adaptive', nothing, '--device', device('null')),
       ours('hushring, immediate', nothing, '--device', device('null'), '--suppression', 'immediate'),
     ],
@@ -78,7 +80,7 @@ const COMPARISONS: readonly Comparison[] = [
     title: 'Null disk, 4 KiB reads, handlers that answer later',
     loads: [depth(32)],
     backEnds: [
-      peer(nothing, () => `driver=null-co,size=${GiB},read-zeroes=off`),
+      peer(nothing, () => NULL_BLOCKDEV),
       ours('hushring, observable', nothing, '--device', device('observable')),
       ours('hushring, promise', nothing, '--device', device('promise')),
     ],
@@ -153,10 +155,16 @@ async function tableOf({ title, loads, backEnds }: Comparison, roundCount: numbe
 }
 
 function pinBackEnd(socketPath: string): void {
+  const pid = String(backEndPidOf(socketPath))
+  execFileSync('taskset', ['-a', '-c', '-p', String(BACK_END_CPU), pid], { stdio: 'ignore' })
+}
+
+/** The process that serves at a socket. */
+export function backEndPidOf(socketPath: string): number {
   const frontEnd = VhostUserFrontEnd.connect(socketPath)
   const { backEndPid } = frontEnd
   frontEnd.close()
-  execFileSync('taskset', ['-a', '-c', '-p', String(BACK_END_CPU), String(backEndPid)], { stdio: 'ignore' })
+  return backEndPid
 }
 
 const run = promisify(execFile)

@@ -2,9 +2,10 @@ import { execFile } from 'node:child_process'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { GiB } from '../src/index.ts'
-import { processVitals, VhostUserFrontEnd } from '../src/testing/index.ts'
+import { processVitals } from '../src/testing/index.ts'
 import { hushring, serveWithHushring, serveWithStorageDaemon } from '../test/helpers/back-ends.ts'
 import { storageDaemon } from '../test/helpers/tools.ts'
+import { backEndPidOf } from './front-end.ts'
 import { Scope } from './scope.ts'
 import { interleave, markdownTable, spreadOf } from './statistics.ts'
 
@@ -65,7 +66,7 @@ async function live({ serve }: Server): Promise<Life> {
     const before = performance.now()
     const { socketPath } = await serve(scope)
     const startMs = performance.now() - before
-    const pid = pidOf(socketPath)
+    const pid = backEndPidOf(socketPath)
     const freshMiB = rssMiBOf(pid)
     const [program, ...words] = [
       ...hushring,
@@ -82,13 +83,6 @@ async function live({ serve }: Server): Promise<Life> {
   } finally {
     await scope.end()
   }
-}
-
-function pidOf(socketPath: string): number {
-  const frontEnd = VhostUserFrontEnd.connect(socketPath)
-  const { backEndPid } = frontEnd
-  frontEnd.close()
-  return backEndPid
 }
 
 function rssMiBOf(pid: number): number {
