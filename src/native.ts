@@ -330,8 +330,10 @@ export const CompleteBits = {
   more: 4,
   /** Kicks are asked for: the driver kicks for the next request. */
   armed: 8,
-  /** Nothing was visible at first: it was waited for, in vain if `armed`. */
+  /** Nothing was visible at first: it was looked for, in vain if `armed`. */
   polled: 16,
+  /** The looking took so long that a clock was asked. */
+  waited: 32,
 } as const
 
 /** Index of each counter in {@link NativeQueue.counters}. */

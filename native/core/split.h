@@ -59,7 +59,9 @@ inline constexpr std::int32_t kSignalled = 1;
 inline constexpr std::int32_t kSuppressed = 2;
 inline constexpr std::int32_t kMore = 4;
 inline constexpr std::int32_t kArmed = 8;
-inline constexpr std::int32_t kPolled = 16;  // set by whoever polls, not here
+// Set by whoever polls, not here.
+inline constexpr std::int32_t kPolled = 16;
+inline constexpr std::int32_t kWaited = 32;
 
 // What a failed request's status byte says (VIRTIO_BLK_S_IOERR; hushring's meaning for every device with one).
 inline constexpr std::uint8_t kStatusFailed = 1;

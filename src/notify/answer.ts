@@ -81,7 +81,7 @@ export function answer<Io extends RingRequest>(
       }
 
       const armDeadline = (): void => {
-        if (timeoutMs === 0 || deadline !== undefined || subscriber.closed) return
+        if (inFlight.size === 0 || timeoutMs === 0 || deadline !== undefined || subscriber.closed) return
         for (const oldest of inFlight) {
           deadline = scheduler.schedule(expire, Math.max(0, oldest.deadlineMs - scheduler.now()))
           break

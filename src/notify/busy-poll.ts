@@ -65,7 +65,7 @@ export class BusyPoll {
    *
    * @param armed whether the queue asked for kicks in it
    */
-  learn({ polled = false }: Published, armed: boolean): void {
+  learn({ polled = false, waited = polled }: Published, armed: boolean): void {
     if (this.#nanosMax === 0) return
     if (armed) {
       this.#asleepSinceMs = this.#now()
@@ -74,6 +74,8 @@ export class BusyPoll {
       this.#isStretchOver = false
     } else if (polled) {
       this.#sleepsPerTry = SLEEPS_PER_TRY.min
+      // What is found at once costs no time to speak of, and how much is found is bounded elsewhere (drain's budget).
+      if (!waited) return
       const now = this.#now()
       this.#stretchSinceMs ??= now
       this.#isStretchOver = now - this.#stretchSinceMs >= STRETCH_MS_MAX

@@ -25,6 +25,12 @@ export interface DrainableQueue<Io extends RingRequest = RingRequest> {
  */
 export const creditsReturned: unique symbol = Symbol('credits returned')
 
+/** Whether a {@link drain} is at work; written by it, for whoever publishes what it took. */
+export interface DrainProgress {
+  /** True while batches are taken: the ring is looked at once more after whatever is published meanwhile. */
+  underWay: boolean
+}
+
 /** Limits of {@link drain}. */
 export interface DrainOptions {
   /** Most requests taken and not yet answered; the back-pressure. */
@@ -33,6 +39,8 @@ export interface DrainOptions {
   readonly budgetCountMax: number
   /** Runs the rest of a drain that used up its budget. Default: the end of the turn. */
   readonly scheduler?: SchedulerLike
+  /** Default: one that nobody looks at. */
+  readonly progress?: DrainProgress
 }
 
 /**
@@ -53,10 +61,14 @@ export function drain<Io extends RingRequest>(
   queue: DrainableQueue<Io>,
   options: DrainOptions,
 ): OperatorFunction<unknown, Batch<Io>> {
-  const { creditCountMax, budgetCountMax, scheduler = turnScheduler } = options
+  const {
+    creditCountMax,
+    budgetCountMax,
+    scheduler = turnScheduler,
+    progress = { underWay: false },
+  } = options
   return (wakes) =>
     new Observable((subscriber) => {
-      let draining = false
       let sourceCompleted = false
       let budget = budgetCountMax
       let nextTurn: Subscription | undefined
@@ -95,15 +107,15 @@ export function drain<Io extends RingRequest>(
 
       const onWake = (wake: unknown): void => {
         // An answer published while we drain wakes the source from inside: the loop sees what it saw.
-        if (draining) return
+        if (progress.underWay) return
         if (wake !== creditsReturned) refill()
-        draining = true
+        progress.underWay = true
         try {
           takeUntilIdle()
         } catch (error) {
           subscriber.error(error)
         } finally {
-          draining = false
+          progress.underWay = false
         }
         if (sourceCompleted) subscriber.complete()
       }
@@ -114,7 +126,7 @@ export function drain<Io extends RingRequest>(
         complete: () => {
           sourceCompleted = true
           // A handler may stop its own queue: the batch it is in is answered and published before the end.
-          if (!draining) subscriber.complete()
+          if (!progress.underWay) subscriber.complete()
         },
       })
       return () => {

@@ -5,7 +5,7 @@ import type { Published } from '../ring/queue.ts'
 import type { RingRequest } from '../ring/request.ts'
 import { type AnswerRecorder, answer } from './answer.ts'
 import { BusyPoll } from './busy-poll.ts'
-import { creditsReturned, type DrainableQueue, drain } from './drain.ts'
+import { creditsReturned, type DrainableQueue, type DrainProgress, drain } from './drain.ts'
 import { gather } from './gather.ts'
 import type { SuppressionPolicy } from './suppression.ts'
 
@@ -59,9 +59,10 @@ export function serveQueue<Io extends RingRequest>(
   return defer(() => {
     const start = defer(() => [undefined])
     const unarmed = new Subject<typeof creditsReturned>()
+    const progress: DrainProgress = { underWay: false }
     const busyPoll = new BusyPoll(options.pollMicrosMax ?? 0)
     return withWaker(merge(kicks, start), unarmed).pipe(
-      drain(queue, options),
+      drain(queue, { ...options, progress }),
       answer(queue, handler, { ...options, timeoutMs: options.requestTimeoutMs }),
       gather({
         policy: options.suppression,
@@ -75,8 +76,8 @@ export function serveQueue<Io extends RingRequest>(
         return published
       }),
       // Not armed means that the driver owes no kick for what is visible now, or that credits came back:
-      // somebody has to look, and drain is the one who looks.
-      tap(() => queue.armed || unarmed.next(creditsReturned)),
+      // somebody has to look, and drain is the one who looks, unless it is about to look anyhow.
+      tap(() => queue.armed || progress.underWay || unarmed.next(creditsReturned)),
     )
   })
 }

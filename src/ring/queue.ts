@@ -68,6 +68,8 @@ export interface Published {
   readonly signalled: boolean
   /** True when requests were waited for, in vain if the queue is armed now. Left out: it cannot be. */
   readonly polled?: boolean
+  /** True when that took so long that a clock had to be asked. Left out: it did not. */
+  readonly waited?: boolean
 }
 
 /** Counts of one queue since it was made. */
@@ -103,6 +105,11 @@ export class VirtQueue {
   inFlightCount = 0
 
   readonly #native: NativeQueue
+  // The tables of the native queue, each looked up once and not once a request.
+  readonly #requests: Uint32Array
+  readonly #segments: Uint32Array
+  readonly #headers: Uint32Array
+  readonly #completions: Uint32Array
   readonly #headerWordCount: number
   readonly #batch = new Batch()
   readonly #pool: RingRequest[] = []
@@ -115,7 +122,7 @@ export class VirtQueue {
   readonly #olderPins = new Map<Pinnable, number>()
   /** Recorded answers, not yet published, of requests taken under an older generation. */
   readonly #recordedOlder: Pinnable[] = []
-  readonly #published = { count: 0, signalled: false, polled: false }
+  readonly #published = { count: 0, signalled: false, polled: false, waited: false }
 
   constructor(options: VirtQueueOptions) {
     this.index = options.index
@@ -132,6 +139,10 @@ export class VirtQueue {
       chainCountMax: Math.max(1024, options.sizeMax),
       strictChains: options.strictChains ?? false,
     })
+    this.#requests = this.#native.requests
+    this.#segments = this.#native.segments
+    this.#headers = this.#native.headers
+    this.#completions = this.#native.completions
   }
 
   /**
@@ -212,7 +223,9 @@ export class VirtQueue {
   }
 
   #requestAt(row: number): RingRequest {
-    const { requests, segments, headers } = this.#native
+    const requests = this.#requests
+    const segments = this.#segments
+    const headers = this.#headers
     const request = this.#pool.pop() ?? new RingRequest(this.#headerBytes)
     const base = row * RequestRow.words
     request.queueIndex = this.index
@@ -245,7 +258,7 @@ export class VirtQueue {
   record(request: RingRequest, completion: Completion): void {
     // A ring that was stopped has forgotten its requests; their heads may stand for others by now.
     if (this.#memory === undefined) return
-    const { completions } = this.#native
+    const completions = this.#completions
     const base = this.#recordedCount++ * CompletionRow.words
     if (request.memory !== this.#memory) this.#recordedOlder.push(request.memory!)
     completions[base + CompletionRow.head] = request.head
@@ -280,6 +293,7 @@ export class VirtQueue {
     this.#published.count = count
     this.#published.signalled = (bits & CompleteBits.signalled) !== 0
     this.#published.polled = (bits & CompleteBits.polled) !== 0
+    this.#published.waited = (bits & CompleteBits.waited) !== 0
     return this.#published
   }
 

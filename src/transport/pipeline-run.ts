@@ -1,4 +1,4 @@
-import { filter, type Observable, Subject, Subscription, take, takeUntil } from 'rxjs'
+import { type Observable, Subject, Subscription, takeUntil } from 'rxjs'
 import { HushringError } from '../errors.ts'
 import type { Handler } from '../handlers/handler.ts'
 import { type ServableQueue, type ServeOptions, serveQueue } from '../notify/pipeline.ts'
@@ -21,7 +21,8 @@ export class PipelineRun<Io extends RingRequest> {
   readonly ended: Promise<void>
   readonly #subscription = new Subscription()
   readonly #noMoreKicks = new Subject<void>()
-  readonly #published = new Subject<void>()
+  /** Called after each publish while a drain waits for something to be published. */
+  #onPublished: (() => void) | undefined
   readonly #giveUp = new Subject<HushringError>()
 
   constructor() {
@@ -46,7 +47,7 @@ export class PipelineRun<Io extends RingRequest> {
     })
     this.#subscription.add(
       served.subscribe({
-        next: () => this.#published.next(),
+        next: () => this.#onPublished?.(),
         error: (error: unknown) => end.onBroken(asHushringError(error)),
         complete: () => {
           end.onStopped()
@@ -62,8 +63,13 @@ export class PipelineRun<Io extends RingRequest> {
    * @param owesNothing false while there are requests that must be taken before; it is asked after each publish
    */
   async drain(owesNothing: () => boolean = () => true): Promise<void> {
-    if (owesNothing()) this.#noMoreKicks.next()
-    else this.#published.pipe(filter(owesNothing), take(1)).subscribe(() => this.#noMoreKicks.next())
+    const stopIfThrough = (): void => {
+      if (!owesNothing()) return
+      this.#onPublished = undefined
+      this.#noMoreKicks.next()
+    }
+    this.#onPublished = stopIfThrough
+    stopIfThrough()
     await this.ended
   }
 

@@ -1,6 +1,8 @@
 import { fromEventPattern, interval, map, type Observable, takeUntil } from 'rxjs'
-import { type Layer, mapAnswer } from '../handlers/handler.ts'
+import type { BlockVerb } from '../handlers/block/block-request.ts'
+import { type Answer, type Layer, mapAnswer } from '../handlers/handler.ts'
 import { integerIn } from '../options.ts'
+import { type Completion, isCompletion } from '../ring/request.ts'
 
 /** What a transport has done since it was made. Plain numbers, a fresh object each time. */
 export interface TransportStats {
@@ -100,20 +102,28 @@ export class BlockTally {
 
   /** A layer that counts the successful requests passing through it. */
   readonly layer: Layer = (next) => (io) => {
-    const { verb, lengthBytes } = io
-    return mapAnswer(next(io), (completion) => {
-      // A handler in JavaScript may answer with anything; that is for the pipeline to tell.
-      if (completion?.result !== 'ok') return completion
-      if (verb === 'read') {
-        this.reads++
-        this.bytesRead += lengthBytes
-      } else if (verb === 'write') {
-        this.writes++
-        this.bytesWritten += lengthBytes
-      } else if (verb === 'flush') {
-        this.flushes++
-      }
-      return completion
-    })
+    const answer = next(io)
+    return isCompletion(answer)
+      ? this.#count(io.verb, io.lengthBytes, answer)
+      : this.#countLater(io.verb, io.lengthBytes, answer)
+  }
+
+  #countLater(verb: BlockVerb, lengthBytes: number, answer: Answer): Answer {
+    return mapAnswer(answer, (completion) => this.#count(verb, lengthBytes, completion))
+  }
+
+  #count(verb: BlockVerb, lengthBytes: number, completion: Completion): Completion {
+    // A handler in JavaScript may answer with anything; that is for the pipeline to tell.
+    if (completion?.result !== 'ok') return completion
+    if (verb === 'read') {
+      this.reads++
+      this.bytesRead += lengthBytes
+    } else if (verb === 'write') {
+      this.writes++
+      this.bytesWritten += lengthBytes
+    } else if (verb === 'flush') {
+      this.flushes++
+    }
+    return completion
   }
 }

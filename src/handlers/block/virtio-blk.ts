@@ -128,7 +128,7 @@ function codec(disk: BlockDevice, features: bigint): Handler<RingRequest> {
   const ask = (request: RingRequest, verb: BlockVerb, offsetBytes: number, data: SegmentList): Answer => {
     const io = (idle.pop() ?? new BlockRequest()).assign(request, verb, offsetBytes, data.byteLength, data)
     const answer = next(io)
-    if (!isCompletion(answer)) return mapAnswer(answer, (completion) => reported(request, io, completion))
+    if (!isCompletion(answer)) return reportedLater(request, io, answer)
     // The object is free again only because it was answered at once: nobody else can still hold it.
     idle.push(io)
     return reported(request, io, answer)
@@ -189,6 +189,11 @@ function reported(request: RingRequest, io: BlockRequest, completion: Completion
   if (completion?.result !== 'ok') return completion
   if (io.verb !== 'read') return doneWithoutData(request)
   return completion.bytesWritten === undefined ? completion : io.transferred(completion.bytesWritten)
+}
+
+/** A function of its own, because one that makes a closure keeps its variables on the heap, at each call. */
+function reportedLater(request: RingRequest, io: BlockRequest, answer: Answer): Answer {
+  return mapAnswer(answer, (completion) => reported(request, io, completion))
 }
 
 function doneWithoutData(request: RingRequest): Completion {
