@@ -278,12 +278,15 @@ export interface NativeQueue {
    * for kicks, full barrier, looks once more. `count` may be 0: then only the decision for malformed chains (if
    * any) and the re-arm happen.
    *
-   * @param rearm false: leave kicks suppressed (no credits)
-   * @param pollNanosMax with `rearm`: looks for requests for up to so long before it asks for kicks, in this thread,
-   * which does nothing else meanwhile. Left out or 0: asks at once
+   * @param pollNanosMax looks for requests for up to so long before it asks for kicks, in this thread, which does nothing
+   * else meanwhile. 0: asks at once
+   * @param mayDefer puts the barrier and the decision off, if enough is visible and was answered quickly (`undecided`).
+   * Whoever allows it owes a {@link settle} as soon as it takes nothing more
    * @returns {@link CompleteBits}, or minus a {@link RingBreak}
    */
-  complete(count: number, rearm: boolean, pollNanosMax?: number): number
+  complete(count: number, pollNanosMax: number, mayDefer: boolean): number
+  /** Takes the decision that `complete` put off, if one is owed, and signals if the driver asked. */
+  settle(): void
 
   /** Rows of {@link RequestRow.words} words, one a taken request; valid until the next `take`. */
   readonly requests: Uint32Array
@@ -334,6 +337,8 @@ export const CompleteBits = {
   polled: 16,
   /** The looking took so long that a clock was asked. */
   waited: 32,
+  /** Whether to signal is not decided yet: {@link NativeQueue.settle} is owed. */
+  undecided: 64,
 } as const
 
 /** Index of each counter in {@link NativeQueue.counters}. */

@@ -197,6 +197,7 @@ class SplitQueue {
   void define_tables(Napi::Object queue) { tables_.define(queue); }
 
   [[nodiscard]] Fault start(const SplitRing& ring, RingMemory memory, RingInflight inflight, int call_fd) {
+    settle();
     const Fault fault = device_.start(ring, memory.regions, inflight.place);
     inflight_ = std::move(inflight);
     retired_.clear();
@@ -208,6 +209,7 @@ class SplitQueue {
   }
 
   std::uint16_t stop() {
+    settle();
     const std::uint16_t avail_index = device_.stop();
     memory_ = {};
     retired_.clear();
@@ -239,20 +241,31 @@ class SplitQueue {
 
   [[nodiscard]] std::int32_t take(std::uint32_t count_max) noexcept {
     ++counters_.native_calls;
-    return unless_truncated(device_.take(count_max));
+    taken_ticks_ = os::clock_ticks();
+    const std::int32_t taken = unless_truncated(device_.take(count_max));
+    if (taken < 0) settle();
+    return taken;
   }
 
-  [[nodiscard]] std::int32_t complete(std::uint32_t count, bool rearm, std::uint32_t poll_nanos_max) noexcept {
+  [[nodiscard]] std::int32_t complete(std::uint32_t count, std::uint32_t poll_nanos_max, bool may_defer) noexcept {
     ++counters_.native_calls;
-    const bool polls = rearm && poll_nanos_max > 0;
-    std::int32_t bits = device_.complete(count, rearm && !polls);
+    const std::int32_t bits = device_.publish(count);
     if (!retired_.empty()) drop_unused_memory();
-    if (bits > 0 && (bits & kSignalled) != 0) {
-      if (call_fd_ >= 0) signal();
-      else bits &= ~kSignalled;
-    }
-    if (polls && bits >= 0 && device_.running() && !device_.armed()) bits |= look_for(poll_nanos_max);
-    return unless_truncated(bits);
+    if (bits < 0) return bits;
+    if (may_defer && device_.signal_can_wait() && is_quick()) return unless_truncated(kUndecided | kMore);
+    const std::int32_t decided = settle();
+    if (!device_.running()) return unless_truncated(decided);
+    const bool polls = poll_nanos_max > 0 && !device_.armed();
+    return unless_truncated(decided | (polls ? look_for(poll_nanos_max) : device_.rearm()));
+  }
+
+  // Takes the decision that is owed, if one is, and signals if it says so.
+  std::int32_t settle() noexcept {
+    const std::int32_t decided = device_.decide();
+    if (decided != kSignalled) return decided;
+    if (call_fd_ < 0) return 0;
+    signal();
+    return kSignalled;
   }
 
   [[nodiscard]] const SplitDevice<HardwareOrdering>& device() const noexcept { return device_; }
@@ -260,6 +273,14 @@ class SplitQueue {
   [[nodiscard]] bool owes_signal() const noexcept { return call_fd_ >= 0 && device_.owes_signal(); }
 
  private:
+  // Whether the last batch was answered so soon that the next one will hardly keep the driver waiting. What is put off
+  // all the same waits for one batch.
+  [[nodiscard]] bool is_quick() const noexcept {
+    constexpr std::uint64_t kQuickNanos = 10'000;
+    static const std::uint64_t quick_ticks = os::ticks_in(kQuickNanos);
+    return os::clock_ticks() - taken_ticks_ <= quick_ticks;
+  }
+
   // Looks whether anything is visible for up to so long, kicks not asked for, and asks for them when nothing came. The
   // driver was told of its answers before: it may be what the driver waits for.
   [[nodiscard]] std::int32_t look_for(std::uint32_t nanos_max) noexcept {
@@ -275,8 +296,7 @@ class SplitQueue {
       os::spin_pause();
       if (device_.sees_entry()) return kMore | kPolled | kWaited;
     } while (os::monotonic_nanos() < until);
-    const std::int32_t bits = device_.complete(0, true);
-    return bits < 0 ? bits : bits | kPolled | kWaited;
+    return device_.rearm() | kPolled | kWaited;
   }
 
   // A queue whose memory file was made shorter reads zeros instead of what the driver wrote: it cannot go on.
@@ -295,6 +315,7 @@ class SplitQueue {
   RingMemory memory_;
   std::vector<RingMemory> retired_;
   RingInflight inflight_;
+  std::uint64_t taken_ticks_ = 0;
   int call_fd_ = -1;  // borrowed
 };
 
@@ -311,10 +332,10 @@ napi_value take(napi_env env, napi_callback_info info) {
 napi_value complete(napi_env env, napi_callback_info info) {
   const HotCall<SplitQueue, 3> call(env, info);
   if (call.bound == nullptr) return nullptr;
-  bool rearm = false;
-  napi_get_value_bool(env, call.arguments[1], &rearm);
+  bool may_defer = false;
+  napi_get_value_bool(env, call.arguments[2], &may_defer);
   napi_value result = nullptr;
-  napi_create_int32(env, call.bound->complete(call.uint32_at(env, 0), rearm, call.uint32_at(env, 2)), &result);
+  napi_create_int32(env, call.bound->complete(call.uint32_at(env, 0), call.uint32_at(env, 1), may_defer), &result);
   return result;
 }
 
@@ -359,6 +380,11 @@ Napi::Value signal(SplitQueue& queue, const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
+Napi::Value settle(SplitQueue& queue, const Napi::CallbackInfo& info) {
+  queue.settle();
+  return info.Env().Undefined();
+}
+
 Napi::Value inspect(SplitQueue& queue, const Napi::CallbackInfo& info) {
   const SplitDevice<HardwareOrdering>& device = queue.device();
   const Napi::Object view = Napi::Object::New(info.Env());
@@ -391,6 +417,7 @@ Napi::Value create_split_queue(const Napi::CallbackInfo& info) {
   define_cold(object, "setRegions", handle, set_regions);
   define_cold(object, "setCallFd", handle, set_call_fd);
   define_cold(object, "signal", handle, signal);
+  define_cold(object, "settle", handle, settle);
   define_cold(object, "inspect", handle, inspect);
   define_close(object, handle);
   return object;

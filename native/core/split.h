@@ -62,6 +62,7 @@ inline constexpr std::int32_t kArmed = 8;
 // Set by whoever polls, not here.
 inline constexpr std::int32_t kPolled = 16;
 inline constexpr std::int32_t kWaited = 32;
+inline constexpr std::int32_t kUndecided = 64;
 
 // What a failed request's status byte says (VIRTIO_BLK_S_IOERR; hushring's meaning for every device with one).
 inline constexpr std::uint8_t kStatusFailed = 1;
@@ -142,6 +143,7 @@ class SplitDevice {
     // Read back once, here; from now on the device's own copy counts and the driver may scribble over its word.
     used_idx_ = Ordering::load_relaxed(&parts.used->idx);
     silent_count_ = 0;
+    undecided_count_ = 0;
     if (const Fault fault = attach(inflight); fault != Fault::kNone) {
       stop();
       return fault;
@@ -160,6 +162,7 @@ class SplitDevice {
     in_flight_count_ = 0;
     rejected_count_ = 0;
     owed_next_ = 0;
+    undecided_count_ = 0;
     inflight_region_.detach();
     parts_ = {};
     regions_ = {};
@@ -239,29 +242,56 @@ class SplitDevice {
   //
   // Returns CompleteBits (kSignalled: the caller must signal the driver now), or minus the fault of a broken queue.
   [[nodiscard]] std::int32_t complete(std::uint32_t count, bool rearm) noexcept {
+    if (const std::int32_t broken = publish(count); broken < 0) return broken;
+    const std::int32_t bits = decide();
+    return bits | (rearm ? this->rearm() : armed_ ? kArmed : 0);
+  }
+
+  // The first part of complete(): the store of the index. The caller owes a decide() before it stops looking at the
+  // ring. Returns 0, or minus the fault of a broken queue.
+  [[nodiscard]] std::int32_t publish(std::uint32_t count) noexcept {
     if (fault_ != Fault::kNone) return -static_cast<std::int32_t>(fault_);
     const std::uint16_t before = used_idx_;
     publish_rejected();
     const std::size_t row_count = std::min<std::size_t>(count, tables_.completions.size());
-    for (const CompletionRow& row : tables_.completions.first(row_count)) publish(row);
-    if (!running()) return 0;
-    std::int32_t bits = 0;
+    for (const CompletionRow& row : tables_.completions.first(row_count)) give_back(row);
     // At most `size` heads were in flight, so the index cannot have come round to where it was.
-    if (used_idx_ != before) {
-      // No more than the ring holds: what is further back has been seen.
-      silent_count_ = std::min<std::uint32_t>(silent_count_ + distance(before, used_idx_), ring_.size);
-      const auto publish_used = [this] { Ordering::publish_used_index(&parts_.used->idx, used_idx_); };
-      if (inflight_region_.attached()) inflight_region_.publish(used_idx_, publish_used);
-      else publish_used();
-      // Cannot be while every publish is followed by its decision; need_event relies on it, so it is checked here.
-      if (index_lapped(decided_used_, used_idx_, before)) decision_is_valid_ = false;
-      bits = signal_is_needed() ? kSignalled : kSuppressed;
-      if (bits == kSuppressed) ++tables_.counters->suppressed;
-    }
-    if (!armed_ && rearm) arm_kicks();
-    if (armed_) return bits | kArmed;
-    return rearm ? bits | kMore : bits;
+    if (!running() || used_idx_ == before) return 0;
+    // No more than the ring holds: what is further back has been seen.
+    silent_count_ = std::min<std::uint32_t>(silent_count_ + distance(before, used_idx_), ring_.size);
+    undecided_count_ += distance(before, used_idx_);
+    const auto publish_used = [this] { Ordering::publish_used_index(&parts_.used->idx, used_idx_); };
+    if (inflight_region_.attached()) inflight_region_.publish(used_idx_, publish_used);
+    else publish_used();
+    // Cannot be while decisions follow within a lap; need_event relies on it, so it is checked here.
+    if (index_lapped(decided_used_, used_idx_, before)) decision_is_valid_ = false;
+    return 0;
   }
+
+  // The second part: the fence, and one decision about everything published since the last one. Returns kSignalled,
+  // kSuppressed, or 0 when nothing was.
+  [[nodiscard]] std::int32_t decide() noexcept {
+    if (undecided_count_ == 0) return 0;
+    undecided_count_ = 0;
+    // Whoever broke the ring may sleep on what was answered before.
+    if (fault_ != Fault::kNone || !running() || signal_is_needed()) return kSignalled;
+    ++tables_.counters->suppressed;
+    return kSuppressed;
+  }
+
+  // The third part: asks for kicks unless something is visible. Returns kArmed or kMore.
+  [[nodiscard]] std::int32_t rearm() noexcept {
+    if (!running()) return 0;
+    if (!armed_) arm_kicks();
+    return armed_ ? kArmed : kMore;
+  }
+
+  // Whether the decision about what is published may wait for the next batch: there is one, and the driver has less
+  // than a third of what is visible to go on with. A driver that is woken for the first few answers has reaped them
+  // before the next ones are there, and sleeps again: each signal then serves a few requests. One that is woken for
+  // the last ones leaves the device without work.
+  [[nodiscard]] bool signal_can_wait() const noexcept { return 3 * undecided_count_ < visible_count(); }
+  [[nodiscard]] bool is_undecided() const noexcept { return undecided_count_ > 0; }
 
   // The next decision signals, whatever the driver asked for: it may have missed what was signalled before.
   void forget_decision() noexcept { decision_is_valid_ = false; }
@@ -416,7 +446,7 @@ class SplitDevice {
     rejected_count_ = 0;
   }
 
-  void publish(const CompletionRow& row) noexcept {
+  void give_back(const CompletionRow& row) noexcept {
     if (row.head >= options_.size_max || in_flight_[row.head].generation == 0) {
       ++tables_.counters->ignored_completions;
       return;
@@ -511,6 +541,7 @@ class SplitDevice {
   std::uint16_t decided_used_ = 0;  // used_idx_ at the last decision (signalled_used in Linux vhost)
   bool decision_is_valid_ = false;  // decided_used_ can be trusted (signalled_used_valid)
   bool armed_ = false;
+  std::uint32_t undecided_count_ = 0;  // entries published since the last decision
   std::uint32_t silent_count_ = 0;  // entries published since the last signal, at most the ring's size
   std::uint32_t skips_in_a_row_ = 0;
 };

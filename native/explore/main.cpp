@@ -45,6 +45,14 @@ template <Suppression kSuppression>
 Scenario* split_of_one() {
   return new SplitScenario<Product, Product, kSuppression>({.size = 1, .depth = 1, .request_count = request_count + 1});
 }
+// A device that puts its decisions off.
+template <Suppression kSuppression, Decides kDecides>
+Scenario* deferring_split() {
+  SplitPlan plan;
+  plan.request_count = request_count;
+  plan.decides = kDecides;
+  return new SplitScenario<Product, Product, kSuppression>(plan);
+}
 // Three entries: the fourth command is written over the first one.
 template <class Server>
 Scenario* tcmu() {
@@ -99,6 +107,9 @@ const Experiment experiments[] = {
     {"split event_idx, ring of 1", false, Model::kViews, split_of_one<kEventIdx>, false},
     {"split flags, ring of 1", false, Model::kPso, split_of_one<kFlags>, false},
     {"split flags, ring of 1", false, Model::kViews, split_of_one<kFlags>, false},
+    {"split event_idx, decided when idle", false, Model::kTso, deferring_split<kEventIdx, Decides::kWhenIdle>, false},
+    {"split event_idx, decided when idle", false, Model::kViews, deferring_split<kEventIdx, Decides::kWhenIdle>, false},
+    {"split flags, decided when idle", false, Model::kTso, deferring_split<kFlags, Decides::kWhenIdle>, false},
 
     {"F1", true, Model::kPso, split<kEventIdx, mutants::F1<Product>>, true},
     {"F1", true, Model::kTso, split<kEventIdx, mutants::F1<Product>>, false},
@@ -113,6 +124,7 @@ const Experiment experiments[] = {
     {"F9", true, Model::kTso, tcmu<mutants::F9<Product>>, false},
     {"F10", true, Model::kPso, tcmu<mutants::F10<Product>>, true},
     {"F12", true, Model::kViews, tcmu<mutants::F12<Product>>, true},
+    {"decisions put off for ever", true, Model::kSc, deferring_split<kEventIdx, Decides::kNotIdle>, true},
     {"driver without F2, event_idx", true, Model::kTso, split<kEventIdx, Product, DriverWithoutF2>, true},
     {"driver without F2, flags", true, Model::kTso, split<kFlags, Product, DriverWithoutF2>, true},
     {"driver without F4, event_idx", true, Model::kTso, split<kEventIdx, Product, DriverWithoutF4>, true},

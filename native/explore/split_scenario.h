@@ -15,12 +15,20 @@
 
 namespace hushring::explore {
 
+// When the device decides whether to signal what it published.
+enum class Decides : std::uint8_t {
+  kAtOnce,
+  kWhenIdle,  // puts it off until it finds nothing more to take
+  kNotIdle,   // a mistake: what is put off when nothing more comes is never decided
+};
+
 // Both indices start so that they wrap from 65535 to 0 on the way.
 struct SplitPlan {
   std::uint32_t size = 2;
   std::uint32_t depth = 2;
   std::uint32_t request_count = 4;  // two laps
   std::uint16_t first_index = 65534;
+  Decides decides = Decides::kAtOnce;
 };
 
 template <class DeviceOrdering, class DriverOrdering, Suppression kSuppression>
@@ -84,7 +92,14 @@ class SplitScenario final : public Scenario {
       const std::int32_t taken = device_.take(plan_.size);
       if (taken < 0) World::fail("the device says that the ring is broken");
       for (std::int32_t row = 0; row < taken; ++row) serve(static_cast<std::uint32_t>(row));
-      const std::int32_t bits = device_.complete(static_cast<std::uint32_t>(taken), true);
+      std::int32_t bits = 0;
+      if (plan_.decides == Decides::kAtOnce) {
+        bits = device_.complete(static_cast<std::uint32_t>(taken), true);
+      } else {
+        bits = device_.publish(static_cast<std::uint32_t>(taken));
+        if (bits == 0 && taken == 0 && plan_.decides == Decides::kWhenIdle) bits = device_.decide();
+        if (bits >= 0 && taken == 0) bits |= device_.rearm();
+      }
       if (bits < 0) World::fail("the device says that the ring is broken");
       forget_rows();
       if ((bits & kSignalled) != 0) post(kSignal);

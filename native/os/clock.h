@@ -40,14 +40,19 @@ inline void spin_pause() noexcept {
 #endif
 }
 
-// How fast that counter runs. The first call measures it for a millisecond.
+// Both clocks as they were when the program was loaded.
+struct ClockStart {
+  std::uint64_t ticks = clock_ticks();
+  std::uint64_t nanos = monotonic_nanos();
+};
+inline const ClockStart clock_start;
+
+// How fast that counter runs. Measured since the program was loaded, and for a millisecond at least.
 inline double ticks_per_nano() noexcept {
   static const double measured = [] {
-    const std::uint64_t first_ticks = clock_ticks();
-    const std::uint64_t first_nanos = monotonic_nanos();
     std::uint64_t elapsed_nanos = 0;
-    while (elapsed_nanos < 1'000'000) elapsed_nanos = monotonic_nanos() - first_nanos;
-    return static_cast<double>(clock_ticks() - first_ticks) / static_cast<double>(elapsed_nanos);
+    while (elapsed_nanos < 1'000'000) elapsed_nanos = monotonic_nanos() - clock_start.nanos;
+    return static_cast<double>(clock_ticks() - clock_start.ticks) / static_cast<double>(elapsed_nanos);
   }();
   return measured;
 }

@@ -310,6 +310,62 @@ TEST_CASE("split: a batch is one store of the index, one decision, in the order 
   CHECK(queue.device.in_flight_count() == 1);
 }
 
+// Takes one request and returns its head.
+std::uint32_t take_head(TestQueue<>& queue) {
+  REQUIRE(queue.device.take(1) == 1);
+  return queue.requests[0].head;
+}
+
+TEST_CASE("split: a decision that was put off is about everything published since the last one") {
+  TestQueue<> queue(kEventIdx);
+  for (std::uint16_t head = 0; head < 4; ++head) offer_request(queue, head);
+  REQUIRE(queue.answer(take_head(queue), 1) == kSignalled);
+  queue.driver.set_used_event(1);
+  for (std::uint16_t published = 2; published <= 3; ++published) {
+    queue.completions[0] = {take_head(queue), 1, 0};
+    CHECK(queue.device.publish(1) == 0);
+    CHECK(queue.driver.used_idx() == published);
+    CHECK(queue.device.is_undecided());
+  }
+  CHECK(queue.counters.signal_fences == 1);
+  CHECK(queue.device.decide() == kSignalled);
+  CHECK(!queue.device.is_undecided());
+  CHECK(queue.device.decide() == 0);
+  CHECK(queue.counters.signal_fences == 2);
+  // Control: the same wish, and everything since the last decision was published after it.
+  queue.completions[0] = {take_head(queue), 1, 0};
+  CHECK(queue.device.publish(1) == 0);
+  CHECK(queue.device.decide() == kSuppressed);
+}
+
+TEST_CASE("split: a decision may wait as long as the driver has less than a third of what is visible") {
+  TestQueue<> queue(kPlain);
+  for (std::uint16_t head = 0; head < 4; ++head) offer_request(queue, head);
+  queue.completions[0] = {take_head(queue), 1, 0};
+  CHECK(queue.device.publish(1) == 0);
+  CHECK(!queue.device.signal_can_wait());
+  CHECK(queue.device.decide() == kSignalled);
+  offer_request(queue, 0);
+  REQUIRE(queue.device.visible_count() == 4);
+  CHECK(queue.device.signal_can_wait());
+  queue.completions[0] = {take_head(queue), 1, 0};
+  offer_request(queue, 1);
+  CHECK(queue.device.publish(1) == 0);
+  CHECK(queue.device.signal_can_wait());
+}
+
+TEST_CASE("split: a broken queue signals what it published and put off, and looks at nothing for it") {
+  TestQueue<> queue(kPlain);
+  for (std::uint16_t head = 0; head < 2; ++head) offer_request(queue, head);
+  REQUIRE(queue.answer(take_head(queue), 1) == kSignalled);
+  queue.completions[0] = {take_head(queue), 1, 0};
+  REQUIRE(queue.device.publish(1) == 0);
+  static_cast<void>(queue.device.break_queue(Fault::kAvailIndex));
+  CHECK(queue.device.decide() == kSignalled);
+  CHECK(queue.counters.signal_fences == 1);
+  CHECK(queue.device.decide() == 0);
+}
+
 TEST_CASE("split: nothing published is no decision") {
   TestQueue<> queue(kPlain);
   CHECK(queue.device.complete(0, false) == 0);

@@ -10,6 +10,8 @@ export interface DrainableQueue<Io extends RingRequest = RingRequest> {
   readonly armed: boolean
   readonly more: boolean
   readonly inFlightCount: number
+  /** Decides on a signal that was put off while batches were taken. Left out: none ever is. */
+  settle?(): void
   /** Requests that are answered and hold a credit all the same. Left out: none. */
   readonly keptCount?: number
   /**
@@ -116,6 +118,8 @@ export function drain<Io extends RingRequest>(
           subscriber.error(error)
         } finally {
           progress.underWay = false
+          // Whoever published meanwhile relied on it: the driver may sleep on what is published and not decided.
+          queue.settle?.()
         }
         if (sourceCompleted) subscriber.complete()
       }

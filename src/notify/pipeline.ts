@@ -13,8 +13,11 @@ import type { SuppressionPolicy } from './suppression.ts'
 export interface ServableQueue<Io extends RingRequest = RingRequest>
   extends DrainableQueue<Io>,
     AnswerRecorder<Io> {
-  /** @param pollNanosMax how long it may look for requests before it asks for kicks; see {@link BusyPoll} */
-  publish(pollNanosMax?: number): Published
+  /**
+   * @param pollNanosMax how long it may look for requests before it asks for kicks; see {@link BusyPoll}
+   * @param mayDefer whether the signal may wait for the next batch, because `settle` will be called
+   */
+  publish(pollNanosMax?: number, mayDefer?: boolean): Published
   /** True while the other side waits for answers to go out; see the load of a {@link SuppressionPolicy}. Left out: never. */
   readonly urgent?: boolean
 }
@@ -71,7 +74,7 @@ export function serveQueue<Io extends RingRequest>(
         ...(options.scheduler === undefined ? {} : { scheduler: options.scheduler }),
       }),
       map(() => {
-        const published = queue.publish(busyPoll.nanos())
+        const published = queue.publish(busyPoll.nanos(), progress.underWay)
         busyPoll.learn(published, queue.armed)
         return published
       }),

@@ -103,6 +103,7 @@ export class VirtQueue {
   more = false
   /** Requests taken and not yet published. */
   inFlightCount = 0
+  #undecided = false
 
   readonly #native: NativeQueue
   // The tables of the native queue, each looked up once and not once a request.
@@ -168,6 +169,7 @@ export class VirtQueue {
     const availableIndex = this.#native.stop()
     this.armed = false
     this.more = false
+    this.#undecided = false
     this.inFlightCount = 0
     this.#recordedCount = 0
     this.#recordedOlder.length = 0
@@ -283,10 +285,12 @@ export class VirtQueue {
    *
    * @param pollNanosMax looks for requests for up to so many ns before it asks for kicks; the event loop stands still
    * meanwhile, so nothing is waited for while a request of this queue is still in flight. Default 0
+   * @param mayDefer lets the decision wait for later batches while enough is visible, so that one signal covers them. The
+   * caller owes a {@link settle} when it takes nothing more. Default false
    */
-  publish(pollNanosMax: number = 0): Published {
+  publish(pollNanosMax: number = 0, mayDefer: boolean = false): Published {
     const count = this.#recordedCount
-    const bits = this.#complete(count, this.inFlightCount === count ? pollNanosMax : 0)
+    const bits = this.#complete(count, this.inFlightCount === count ? pollNanosMax : 0, mayDefer)
     this.#recordedCount = 0
     this.inFlightCount -= count
     this.#unpinPublished(count)
@@ -302,11 +306,19 @@ export class VirtQueue {
    * native call. Sets {@link armed} and {@link more}.
    */
   rearm(): void {
-    this.#complete(0, 0)
+    this.#complete(0, 0, false)
   }
 
-  #complete(count: number, pollNanosMax: number): number {
-    const bits = this.#throwIfBroken(this.#native.complete(count, true, pollNanosMax))
+  /** Takes the decision that a {@link publish} put off, if one did. */
+  settle(): void {
+    if (!this.#undecided) return
+    this.#undecided = false
+    this.#native.settle()
+  }
+
+  #complete(count: number, pollNanosMax: number, mayDefer: boolean): number {
+    const bits = this.#throwIfBroken(this.#native.complete(count, pollNanosMax, mayDefer))
+    this.#undecided = (bits & CompleteBits.undecided) !== 0
     this.armed = (bits & CompleteBits.armed) !== 0
     this.more = (bits & CompleteBits.more) !== 0
     return bits

@@ -111,7 +111,7 @@ export class ChainsStage {
       this.#native.completions[answer + CompletionRow.head] = head
       this.#native.completions[answer + CompletionRow.bytesWritten] = 0
     }
-    this.#native.complete(theirs.length, true)
+    this.#native.complete(theirs.length, 0, false)
     this.#driver.collect()
   }
 

@@ -79,7 +79,7 @@ test('a disagreement names the step and both values', (t) => {
   class NeverArmed extends splitBugs[0]!.Model {
     protected override askForKicks(): void {}
   }
-  const steps = [{ do: 'complete', answers: [], rearm: true }] as const
+  const steps = [{ do: 'complete', answers: [], defers: false }] as const
   const error = t.throws(() => playSplit({ ...emptyHistory, steps }, NeverArmed), {
     instanceOf: Disagreement,
   })

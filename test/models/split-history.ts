@@ -67,7 +67,8 @@ export type SplitStep =
   | {
       readonly do: 'complete'
       readonly answers: readonly { readonly pick: number; readonly bytes: number; readonly status: number }[]
-      readonly rearm: boolean
+      /** Whether the decision may be put off. */
+      readonly defers: boolean
     }
   | { readonly do: 'change memory'; readonly table: number; readonly copy: boolean }
   | { readonly do: 'restart'; readonly ring: RingChoice; readonly keepsIndex: boolean }
@@ -166,7 +167,7 @@ const step: fc.Arbitrary<SplitStep> = fc.oneof(
         fc.record({ pick: fc.nat(9), bytes: fc.integer({ min: -1, max: 80 }), status: fc.nat(300) }),
         { maxLength: 5 },
       ),
-      rearm: mostly,
+      defers: fc.boolean(),
     }),
   },
   {
@@ -370,7 +371,7 @@ class SplitPlay {
         this.#take(step.count)
         break
       case 'complete':
-        this.#complete(step.answers, step.rearm)
+        this.#complete(step.answers, step.defers)
         break
       case 'change memory': {
         const file = PLANS[step.table]![0]!.file
@@ -552,6 +553,8 @@ class SplitPlay {
     const theirs = this.#model.take(count)
     if (typeof theirs === 'string') {
       this.#expectFault('take', -ours, theirs)
+      // What was put off goes out when nothing more will come.
+      this.#model.settle()
       return
     }
     expectSame('requests taken', ours, theirs.length)
@@ -576,7 +579,7 @@ class SplitPlay {
     }
   }
 
-  #complete(answers: readonly { pick: number; bytes: number; status: number }[], rearm: boolean): void {
+  #complete(answers: readonly { pick: number; bytes: number; status: number }[], defers: boolean): void {
     const rows = answers.map(({ pick, bytes, status }) => {
       const index = pick % (this.#taken.length + 1)
       // One more than there are: an answer to nobody.
@@ -591,15 +594,23 @@ class SplitPlay {
       completions[base + CompletionRow.bytesWritten] = bytesWritten
       completions[base + CompletionRow.status] = status
     }
-    const ours = this.#native.complete(rows.length, rearm)
-    const theirs = this.#model.complete(rows, rearm)
+    const ours = this.#native.complete(rows.length, 0, defers)
+    if (defers && ours > 0 && (ours & CompleteBits.undecided) !== 0) {
+      // Only a device that was quick does it; the next complete, take or stop is to make up for it.
+      expectSame('put off', ours, CompleteBits.undecided | CompleteBits.more)
+      expectSame('fault while putting off', undefined, this.#model.publish(rows))
+      expectSame('may be put off', true, this.#model.signalCanWait)
+      this.#taken = this.#taken.filter(({ head }) => this.#model.owns(head))
+      return
+    }
+    const theirs = this.#model.complete(rows)
     if (typeof theirs === 'string') {
       this.#expectFault('complete', -ours, theirs)
       return
     }
     const { signal, armed } = theirs
     const decision = signal === undefined ? 0 : signal ? CompleteBits.signalled : CompleteBits.suppressed
-    const more = rearm && this.#model.isRunning ? CompleteBits.more : 0
+    const more = this.#model.isRunning ? CompleteBits.more : 0
     expectSame('complete', ours, decision | (armed ? CompleteBits.armed : more))
     // An answer to a head in flight that nobody was given: the head is free again all the same.
     this.#taken = this.#taken.filter(({ head }) => this.#model.owns(head))

@@ -41,6 +41,9 @@ class FakeQueue implements DrainableQueue {
   readyCount = 0
   publishedCount = 0
   rearmCount = 0
+  settledCount = 0
+  /** Whether each publish could rely on a {@link settle} to come. */
+  deferrals: boolean[] = []
   readonly #batch = new Batch()
   readonly #published = { count: 0, signalled: true }
 
@@ -77,7 +80,12 @@ class FakeQueue implements DrainableQueue {
     this.more = !this.armed
   }
 
-  publish(): Published {
+  settle(): void {
+    this.settledCount++
+  }
+
+  publish(_pollNanosMax = 0, mayDefer = false): Published {
+    this.deferrals.push(mayDefer)
     this.#published.count = this.readyCount
     this.publishedCount += this.readyCount
     this.inFlightCount -= this.readyCount
@@ -811,6 +819,60 @@ test('serveQueue: credits that come back wake the drain, so that no visible requ
   await new Promise((resolve) => setTimeout(resolve, 20))
   t.is(queue.publishedCount, 50)
   t.true(queue.armed)
+})
+
+test('serveQueue: a signal may be put off while batches are taken, and is settled before nothing more is', (t) => {
+  const queue = new FakeQueue(8)
+  const kicks = new Subject<void>()
+  let settledEarly = false
+  const handler = (io: RingRequest) => {
+    settledEarly ||= queue.settledCount > 0
+    return io.ok()
+  }
+  serveQueue(queue, kicks, handler, spine).subscribe()
+  t.deepEqual(queue.deferrals, [true, true])
+  t.false(settledEarly)
+  t.is(queue.settledCount, 1)
+})
+
+test('serveQueue: a signal for an answer that comes later is never put off: nobody is about to take more', async (t) => {
+  const queue = new FakeQueue(1)
+  serveQueue(queue, NEVER, async (io) => io.ok(), spine).subscribe()
+  await Promise.resolve()
+  await Promise.resolve()
+  t.deepEqual(queue.deferrals, [false])
+})
+
+for (const [what, stops] of [
+  ['the budget', { budgetCountMax: 4 }],
+  ['the credits', { creditCountMax: 4 }],
+] as const) {
+  test(`serveQueue: what was put off is settled when ${what} end in the middle`, (t) => {
+    const queue = new FakeQueue(8)
+    const later = new Subject<Completion>()
+    let count = 0
+    const handler = (io: RingRequest) => (++count <= 4 ? io.ok() : later)
+    serveQueue(queue, NEVER, handler, { ...spine, ...stops }).subscribe()
+    t.is(queue.settledCount, 1)
+  })
+}
+
+test('serveQueue: what was put off is settled when the queue breaks and when a handler stops it', (t) => {
+  for (const end of ['breaks', 'stops'] as const) {
+    const queue = new FakeQueue(8)
+    const kicks = new Subject<void>()
+    let count = 0
+    const handler = (io: RingRequest) => {
+      if (++count === 5 && end === 'breaks')
+        queue.take = () => {
+          throw new HushringError('ERR_RING_AVAIL_INDEX')
+        }
+      if (count === 5 && end === 'stops') kicks.complete()
+      return io.ok()
+    }
+    serveQueue(queue, kicks, handler, spine).subscribe({ error: () => {} })
+    t.is(queue.settledCount, 1, end)
+  }
 })
 
 test('serveQueue: completing the kicks drains: nothing more is taken, everything taken is published', async (t) => {

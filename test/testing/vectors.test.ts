@@ -204,7 +204,7 @@ function seenByReference(vector: ChainVector, Model = ReferenceSplitQueue): Seen
       { readableBytes: sum(readable), writableBytes: sum(writable) },
     ]),
   )
-  queue.complete([], true)
+  queue.complete([])
   const used = memories.reference(0).subarray(offsetOf(chainMemory.usedAddress))
   return {
     served,
@@ -234,7 +234,7 @@ function seenByNative(vector: ChainVector): Seen {
       writableBytes: sum(lengths.slice(readableCount)),
     })
   }
-  queue.complete(0, true)
+  queue.complete(0, 0, false)
   const { broken } = queue.inspect()
   const [, , , , , , , skippedHeads, , , lastFault] = queue.counters
   queue.close()
@@ -339,7 +339,7 @@ function completes(queue: ReturnType<typeof native.createSplitQueue>, count: num
   for (let row = 0; row < taken; row++) {
     queue.completions[row * CompletionRow.words] = queue.requests[row * RequestRow.words]!
   }
-  return (queue.complete(taken, true) & CompleteBits.signalled) !== 0
+  return (queue.complete(taken, 0, false) & CompleteBits.signalled) !== 0
 }
 
 /** Starts one before `old`, so that the first decision, which always signals, is the one at `old`. */

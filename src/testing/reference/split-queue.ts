@@ -147,6 +147,8 @@ export class ReferenceSplitQueue {
   protected readonly inFlight = new Map<number, { writableBytes: number; writeStatus: Byte | undefined }>()
   /** Heads of malformed chains, which the next `complete` gives back. */
   protected rejected: number[] = []
+  /** Entries published since the last decision. */
+  protected undecidedCount = 0
   /** The used index at the last decision; `undefined`: the next decision signals whatever the driver asked for. */
   protected decidedIndex: number | undefined
   protected skipsInARow = 0
@@ -199,6 +201,7 @@ export class ReferenceSplitQueue {
 
   /** Forgets what is in flight. Returns the next available index. */
   stop(): number {
+    this.settle()
     this.parts = undefined
     this.regions = []
     this.inFlight.clear()
@@ -406,23 +409,42 @@ export class ReferenceSplitQueue {
 
   /**
    * Gives back every rejected chain and these answers: statuses, used elements, one store of the index, one decision.
-   * Then, with `rearm`, asks for kicks unless something is visible. Returns the fault of a queue that is broken.
+   * Then asks for kicks unless something is visible. Returns the fault of a queue that is broken.
    */
-  complete(answers: readonly ReferenceAnswer[], rearm: boolean): ReferenceCompleted | RingFault {
+  complete(answers: readonly ReferenceAnswer[]): ReferenceCompleted | RingFault {
+    const fault = this.publish(answers)
+    if (fault !== undefined) return fault
+    const signal = this.settle()
+    if (this.parts !== undefined && !this.armed) this.askForKicks()
+    return { signal, armed: this.armed }
+  }
+
+  /** The part of {@link complete} up to the store of the index: whether to signal is left to {@link settle}. */
+  publish(answers: readonly ReferenceAnswer[]): RingFault | undefined {
     if (this.broken !== undefined) return this.broken
     const before = this.usedIndex
     for (const head of this.rejected) this.give(head, 0, STATUS_FAILED)
     this.rejected = []
     for (const answer of answers) this.answer(answer)
-    if (this.parts === undefined) return { signal: undefined, armed: false }
-    let signal: boolean | undefined
-    if (this.usedIndex !== before) {
-      this.parts.used.setUint16(2, this.usedIndex, true)
-      signal = this.decide()
-      if (!signal) this.counts.suppressed++
-    }
-    if (!this.armed && rearm) this.askForKicks()
-    return { signal, armed: this.armed }
+    if (this.parts === undefined || this.usedIndex === before) return undefined
+    this.parts.used.setUint16(2, this.usedIndex, true)
+    this.undecidedCount += indexDistance(before, this.usedIndex)
+    return undefined
+  }
+
+  /** The decision about everything published since the last one; `undefined` when nothing was. */
+  settle(): boolean | undefined {
+    if (this.undecidedCount === 0) return undefined
+    this.undecidedCount = 0
+    const signal = this.parts === undefined || this.broken !== undefined || this.decide()
+    if (!signal) this.counts.suppressed++
+    return signal
+  }
+
+  /** Whether a device that is quick may put its decision off: the driver has less than a third of what is visible. */
+  get signalCanWait(): boolean {
+    if (this.parts === undefined) return false
+    return 3 * this.undecidedCount < indexDistance(this.availableIndex, this.driversIndex())
   }
 
   protected answer({ head, bytesWritten, status }: ReferenceAnswer): void {
