@@ -111,7 +111,6 @@ export class VirtQueue {
   readonly #segments: Uint32Array
   readonly #headers: Uint32Array
   readonly #completions: Uint32Array
-  readonly #headerWordCount: number
   readonly #batch = new Batch()
   readonly #pool: RingRequest[] = []
   readonly #headerBytes: number
@@ -130,7 +129,6 @@ export class VirtQueue {
     this.sizeMax = options.sizeMax
     this.batchCountMax = Math.min(options.batchCountMax ?? BATCH_COUNT_MAX, options.sizeMax)
     this.#headerBytes = options.headerBytes
-    this.#headerWordCount = Math.ceil(options.headerBytes / 4)
     this.#native = native.createSplitQueue({
       sizeMax: options.sizeMax,
       headerBytes: options.headerBytes,
@@ -224,19 +222,23 @@ export class VirtQueue {
     return batch
   }
 
+  #newRequest(): RingRequest {
+    const request = new RingRequest(this.#headerBytes)
+    request.queueIndex = this.index
+    return request
+  }
+
   #requestAt(row: number): RingRequest {
     const requests = this.#requests
     const segments = this.#segments
     const headers = this.#headers
-    const request = this.#pool.pop() ?? new RingRequest(this.#headerBytes)
+    const request = this.#pool.pop() ?? this.#newRequest()
     const base = row * RequestRow.words
-    request.queueIndex = this.index
     request.head = requests[base + RequestRow.head]!
     request.memory = this.#memory
-    const headerBase = row * this.#headerWordCount
-    for (let word = 0; word < this.#headerWordCount; word++) {
-      request.headerWords[word] = headers[headerBase + word]!
-    }
+    const { headerWords } = request
+    const headerBase = row * headerWords.length
+    for (let word = 0; word < headerWords.length; word++) headerWords[word] = headers[headerBase + word]!
     const windows = this.#memory!.windows
     const first = requests[base + RequestRow.firstSegment]!
     const writableFrom = first + requests[base + RequestRow.readableCount]!

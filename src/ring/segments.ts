@@ -38,10 +38,8 @@ export class SegmentList {
   #views: Uint8Array[] | undefined
   /** Makes the views; another list for a part of that list. */
   #viewer: SegmentList = this
-  /** Times that the list was cleared. */
-  #lifeCount = 0
-  /** The life of {@link #viewer} that this list belongs to: a part of a list ends with the list. */
-  #life = 0
+  /** Lists made by {@link first}, which end with this one. */
+  #parts: SegmentList[] | undefined
 
   static {
     transferPieces = (list, transfer, fd, fileOffsetBytes, mayWait) => {
@@ -75,12 +73,12 @@ export class SegmentList {
 
   /** Number of pieces. */
   get count(): number {
-    return this.#viewer.#lifeCount === this.#life ? this.#count : 0
+    return this.#count
   }
 
   /** Sum of the lengths of all pieces, in bytes. */
   get byteLength(): number {
-    return this.#viewer.#lifeCount === this.#life ? this.#byteLength : 0
+    return this.#byteLength
   }
 
   /**
@@ -91,8 +89,10 @@ export class SegmentList {
     this.#count = 0
     this.#byteLength = 0
     this.#views = undefined
-    this.#lifeCount++
-    if (this.#viewer === this) this.#life = this.#lifeCount
+    const parts = this.#parts
+    if (parts === undefined) return
+    this.#parts = undefined
+    for (const part of parts) part.clear()
   }
 
   /**
@@ -143,7 +143,8 @@ export class SegmentList {
   first(lengthBytes: number): SegmentList {
     const front = new SegmentList()
     front.#viewer = this.#viewer
-    front.#life = this.#life
+    this.#parts ??= []
+    this.#parts.push(front)
     const { count } = this
     let left = lengthBytes
     for (let index = 0; index < count && left > 0; index++) {
