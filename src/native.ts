@@ -32,6 +32,8 @@ export interface NativeBinding {
 
   // ---- rings --------------------------------------------------------------------------------------------
   createSplitQueue(options: NativeQueueOptions): NativeQueue
+  /** For stores in memory; see {@link NativeCopies}. */
+  createCopies(): NativeCopies
 
   // ---- TCMU ---------------------------------------------------------------------------------------------
   /**
@@ -322,6 +324,40 @@ export const RequestRow = { head: 0, firstSegment: 1, readableCount: 2, writable
 export const SegmentRow = { window: 0, offsetBytes: 1, lengthBytes: 2, words: 3 } as const
 /** Layout of one row of {@link NativeQueue.completions}. `status` is written only with a status byte. */
 export const CompletionRow = { head: 0, bytesWritten: 1, status: 2, words: 3 } as const
+
+/** Copies between windows of driver memory and memory of stores. */
+export interface NativeCopies {
+  /** Rows of {@link CopyRow.words} words, filled by the caller of `run`. */
+  readonly rows: Uint32Array
+  readonly rowCountMax: number
+  /** Most windows that the rows of one `run` may name. */
+  readonly windowCountMax: number
+  /**
+   * Does the first `rowCount` copies of {@link rows}, in order. A row that does not lie within its window or its memory is
+   * left out: a window that was unmapped has no bytes.
+   *
+   * @param windowCount number of windows at the front of `windows`
+   */
+  run(rowCount: number, windowCount: number, windows: readonly Buffer[]): void
+  /**
+   * Keeps a buffer for the rows to name, which must not be transferred.
+   *
+   * @returns its index, until {@link detach}
+   */
+  attach(buffer: Buffer): number
+  detach(index: number): void
+}
+
+/** Layout of one row of {@link NativeCopies.rows}. `toStore`: 1 from the window to the store, 0 the other way. */
+export const CopyRow = {
+  window: 0,
+  windowOffsetBytes: 1,
+  store: 2,
+  storeOffsetBytes: 3,
+  lengthBytes: 4,
+  toStore: 5,
+  words: 6,
+} as const
 
 /** What {@link NativeQueue.complete} did. */
 export const CompleteBits = {

@@ -8,6 +8,7 @@ namespace hushring {
 void register_build(Napi::Env env, Napi::Object exports);           // build_binding.cpp
 void register_regions(Napi::Env env, Napi::Object exports);         // region_binding.cpp
 void register_queues(Napi::Env env, Napi::Object exports);          // queue_binding.cpp
+void register_copies(Napi::Env env, Napi::Object exports);          // copies_binding.cpp
 void register_eventfds(Napi::Env env, Napi::Object exports);        // eventfd_binding.cpp
 void register_watches(Napi::Env env, Napi::Object exports);         // watch_binding.cpp: fds and micro timers
 void register_sockets(Napi::Env env, Napi::Object exports);         // socket_binding.cpp

@@ -12,6 +12,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   hushring::register_build(env, exports);
   hushring::register_regions(env, exports);
   hushring::register_queues(env, exports);
+  hushring::register_copies(env, exports);
   hushring::register_eventfds(env, exports);
   hushring::register_watches(env, exports);
   hushring::register_sockets(env, exports);

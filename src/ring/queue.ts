@@ -9,9 +9,11 @@ import {
   RequestRow,
   SegmentRow,
 } from '../native.ts'
+import { DeferredCopies } from './deferred-copies.ts'
 import type { DriverMemory } from './memory.ts'
 import { type Completion, type Pinnable, RingRequest } from './request.ts'
 import { ringError } from './ring-break.ts'
+import { SegmentList } from './segments.ts'
 
 /** How a queue splits and limits what it takes; fixed for the life of the queue. */
 export interface VirtQueueOptions {
@@ -35,6 +37,10 @@ export interface VirtQueueOptions {
  * the speed of batches of 8 and need as many signals. Below 8 the fences and calls a batch show.
  */
 const BATCH_COUNT_MAX = 8
+
+/** Of all queues: several may serve the same disk. */
+const copies = new DeferredCopies(native.createCopies())
+const newList = (): SegmentList => new SegmentList(copies)
 
 /** Where a ring lies and how it was negotiated; see {@link VirtQueue.start}. */
 export interface VirtQueueStart {
@@ -164,6 +170,8 @@ export class VirtQueue {
 
   /** Stops the ring and forgets what is in flight. Returns the next available index. */
   stop(): number {
+    // Before the memory goes. What was written and not answered may be stored or not.
+    copies.run()
     const availableIndex = this.#native.stop()
     this.armed = false
     this.more = false
@@ -223,7 +231,7 @@ export class VirtQueue {
   }
 
   #newRequest(): RingRequest {
-    const request = new RingRequest(this.#headerBytes)
+    const request = new RingRequest(this.#headerBytes, newList)
     request.queueIndex = this.index
     return request
   }
@@ -291,6 +299,7 @@ export class VirtQueue {
    * caller owes a {@link settle} when it takes nothing more. Default false
    */
   publish(pollNanosMax: number = 0, mayDefer: boolean = false): Published {
+    copies.run()
     const count = this.#recordedCount
     const bits = this.#complete(count, this.inFlightCount === count ? pollNanosMax : 0, mayDefer)
     this.#recordedCount = 0

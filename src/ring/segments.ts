@@ -1,3 +1,6 @@
+import type { DeferredCopies } from './deferred-copies.ts'
+import type { StoreMemory } from './store-memory.ts'
+
 /** Moves one piece of a buffer from or to somewhere else: `fileReadAt` or `fileWriteAt` of the addon. */
 type PieceTransfer = (
   fd: number,
@@ -40,9 +43,18 @@ export class SegmentList {
   #viewer: SegmentList = this
   /** Lists made by {@link first}, which end with this one. */
   #parts: SegmentList[] | undefined
+  readonly #copies: DeferredCopies | undefined
+  /** Views were made: from now on somebody may look at any time. */
+  #viewed = false
+
+  /** @param copies takes the copies from and to stores that can wait until somebody looks. Default: none can */
+  constructor(copies?: DeferredCopies) {
+    this.#copies = copies
+  }
 
   static {
     transferPieces = (list, transfer, fd, fileOffsetBytes, mayWait) => {
+      list.#settle()
       let doneBytes = 0
       for (let index = 0; index < list.count; index++) {
         const lengthBytes = list.#lengthsBytes[index]!
@@ -89,6 +101,7 @@ export class SegmentList {
     this.#count = 0
     this.#byteLength = 0
     this.#views = undefined
+    this.#viewed = false
     const parts = this.#parts
     if (parts === undefined) return
     this.#parts = undefined
@@ -118,6 +131,8 @@ export class SegmentList {
   views(): readonly Uint8Array[] {
     const { count } = this
     if (count === 0) return []
+    this.#settle()
+    this.#viewer.#viewed = true
     if (this.#views === undefined) {
       const views: Uint8Array[] = []
       for (let index = 0; index < count; index++) {
@@ -141,7 +156,7 @@ export class SegmentList {
    * @param lengthBytes length of the new list; no more than there is
    */
   first(lengthBytes: number): SegmentList {
-    const front = new SegmentList()
+    const front = new SegmentList(this.#copies)
     front.#viewer = this.#viewer
     this.#parts ??= []
     this.#parts.push(front)
@@ -164,6 +179,7 @@ export class SegmentList {
    * @returns the number of bytes copied
    */
   copyFrom(source: Buffer, sourceOffsetBytes = 0, offsetBytes = 0): number {
+    this.#settle()
     const { count } = this
     let skip = offsetBytes
     let position = sourceOffsetBytes
@@ -190,6 +206,7 @@ export class SegmentList {
    * @returns the number of bytes copied
    */
   copyTo(target: Buffer, targetOffsetBytes = 0, offsetBytes = 0): number {
+    this.#settle()
     const { count } = this
     let skip = offsetBytes
     let position = targetOffsetBytes
@@ -216,6 +233,7 @@ export class SegmentList {
    * @param lengthBytes number of bytes to set; default: all that follow
    */
   fill(value: number, offsetBytes = 0, lengthBytes: number = this.byteLength - offsetBytes): void {
+    this.#settle()
     const { count } = this
     let skip = offsetBytes
     let left = lengthBytes
@@ -231,6 +249,61 @@ export class SegmentList {
       left -= filled
       skip = 0
     }
+  }
+
+  /**
+   * As {@link copyFrom}, from the memory of a store. The copy may wait until somebody can look: at this list, at `source`,
+   * or at the answer of the request.
+   *
+   * @param sourceOffsetBytes first byte of `source` to copy
+   * @param offsetBytes first byte of this list to fill
+   */
+  copyFromStore(source: StoreMemory, sourceOffsetBytes: number, offsetBytes: number): void {
+    const copies = this.#deferred()
+    if (copies === undefined) this.copyFrom(source.bytes, sourceOffsetBytes, offsetBytes)
+    else this.#copyLater(copies, source, sourceOffsetBytes, offsetBytes, false)
+  }
+
+  /** As {@link copyTo}, to the memory of a store; otherwise as {@link copyFromStore}. */
+  copyToStore(target: StoreMemory, targetOffsetBytes: number, offsetBytes: number): void {
+    const copies = this.#deferred()
+    if (copies === undefined) this.copyTo(target.bytes, targetOffsetBytes, offsetBytes)
+    else this.#copyLater(copies, target, targetOffsetBytes, offsetBytes, true)
+  }
+
+  #copyLater(
+    copies: DeferredCopies,
+    store: StoreMemory,
+    storeOffsetBytes: number,
+    offsetBytes: number,
+    toStore: boolean,
+  ): void {
+    const { count } = this
+    const storeIndex = store.indexIn(copies)
+    let skip = offsetBytes
+    let position = storeOffsetBytes
+    for (let index = 0; index < count && position < store.byteLength; index++) {
+      const length = this.#lengthsBytes[index]!
+      if (skip >= length) {
+        skip -= length
+        continue
+      }
+      const copied = Math.min(length - skip, store.byteLength - position)
+      const from = this.#offsetsBytes[index]! + skip
+      copies.add(this.#buffers[index]!, from, storeIndex, position, copied, toStore)
+      position += copied
+      skip = 0
+    }
+  }
+
+  /** What takes the copies that can wait; undefined when none can. */
+  #deferred(): DeferredCopies | undefined {
+    return this.#viewer.#viewed ? undefined : this.#copies
+  }
+
+  /** Does the copies that wait: somebody looks at the bytes, or changes them. */
+  #settle(): void {
+    this.#copies?.run()
   }
 
   /** A copy of all bytes in memory of this process, which the driver can no longer change. */

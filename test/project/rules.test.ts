@@ -7,6 +7,7 @@ import { ERROR_CODES } from '../../src/errors.ts'
 import {
   CompleteBits,
   CompletionRow,
+  CopyRow,
   DriverCounter,
   LitmusCounter,
   QueueCounter,
@@ -36,6 +37,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     'ring/request.ts',
     'ring/scsi-request.ts',
     'ring/segments.ts',
+    'ring/store-memory.ts',
     'ring/sense.ts',
   ],
   notify: [...EVERYWHERE, 'native.ts', 'ring', 'handlers/handler.ts'],
@@ -188,6 +190,7 @@ const isLaidOutAs = test.macro({
 test(isLaidOutAs, RequestRow, 'words', 'native/core/split.h', 'RequestRow')
 test(isLaidOutAs, CompletionRow, 'words', 'native/core/split.h', 'CompletionRow')
 test(isLaidOutAs, SegmentRow, 'words', 'native/core/chain.h', 'Segment')
+test(isLaidOutAs, CopyRow, 'words', 'native/core/copies.h', 'CopyRow')
 test(isLaidOutAs, QueueCounter, 'count', 'native/core/split.h', 'QueueCounters')
 test(isLaidOutAs, LitmusCounter, 'count', 'native/os/litmus.h', 'LitmusCounters')
 test(isLaidOutAs, DriverCounter, 'count', 'native/os/driver_thread.h', 'DriverCounters')

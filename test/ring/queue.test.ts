@@ -1,13 +1,25 @@
 import { once } from 'node:events'
+import { ftruncateSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { Worker } from 'node:worker_threads'
 import test, { type ExecutionContext } from 'ava'
 import { HushringError } from '../../src/errors.ts'
+import { virtioBlk } from '../../src/handlers/block/virtio-blk.ts'
+import { type BlockDevice, compose, type Layer, memoryDisk } from '../../src/handlers/index.ts'
 import { type NativeQueueOptions, native } from '../../src/native.ts'
 import { DriverMemory, SharedRegion } from '../../src/ring/memory.ts'
 import { VirtQueue, type VirtQueueOptions } from '../../src/ring/queue.ts'
-import type { RingRequest } from '../../src/ring/request.ts'
-import { DescriptorFlag, type Piece, SharedMemory, SplitDriver } from '../../src/testing/index.ts'
+import type { Completion, RingRequest } from '../../src/ring/request.ts'
+import {
+  BlockDriver,
+  BlockRequestType,
+  DescriptorFlag,
+  type Piece,
+  SharedMemory,
+  SplitDriver,
+} from '../../src/testing/index.ts'
+import { MiB } from '../../src/units.ts'
+import { blockRequest, pattern } from '../helpers/block-requests.ts'
 
 const HEADER_BYTES = 16
 
@@ -387,4 +399,109 @@ test('a poll ends as soon as another thread publishes a request, of which nobody
   t.true(bench.queue.more)
   t.false(bench.queue.armed)
   t.is(bench.driver.counts.kicks, kickCount)
+})
+
+// ---- A disk in memory, whose copies wait for the publish -------------------------------------------------------------
+
+/** Takes all that is visible as one batch and has it answered; publishes nothing. */
+function answerBatch(bench: Bench, disk: BlockDevice): number {
+  const handler = virtioBlk(disk).connect(0n)
+  const batch = bench.queue.take(8)
+  for (const request of batch.requests.slice(0, batch.count)) {
+    bench.queue.record(request, handler(request) as Completion)
+    bench.queue.recycle(request)
+  }
+  return batch.count
+}
+
+/** A disk of 2 MiB that has a pattern everywhere, so that nothing is left to be allocated. */
+function patternedDisk(): { disk: BlockDevice; contents: Buffer } {
+  const [disk, contents] = [memoryDisk({ capacityBytes: 2 * MiB }), pattern(2 * MiB)]
+  disk.handler(blockRequest('write', 0, contents))
+  return { disk, contents }
+}
+
+// Alone: what another test looks at would do the copies of this one.
+test.serial(
+  'a read sees the writes before it in its batch and none of those after it, whatever overlaps',
+  async (t) => {
+    const bench = new Bench(t)
+    const { disk, contents } = patternedDisk()
+    const driver = new BlockDriver(bench.driver, bench.shared, 8192)
+    // Around the border of two pieces of the store's memory.
+    const sector = (offset: number): bigint => BigInt(MiB / 512 + offset)
+    const expected: Buffer[] = []
+    const ask = (salt: number | undefined, offset: number, sectors: number): Promise<Buffer> => {
+      const range = contents.subarray(MiB + offset * 512, MiB + (offset + sectors) * 512)
+      const common = { sector: sector(offset), indirect: true, pieceBytesMax: 700 }
+      if (salt === undefined) {
+        expected.push(Buffer.from(range))
+        const read = { ...common, type: BlockRequestType.IN, writableBytes: range.length }
+        return driver.request(read).then(({ data }) => data)
+      }
+      range.set(pattern(range.length, salt))
+      return driver.request({ ...common, type: BlockRequestType.OUT, readable: range }).then(() => range)
+    }
+    const asked = [
+      ask(2, -4, 8),
+      ask(undefined, -8, 16),
+      ask(3, -1, 3),
+      ask(undefined, -4, 8),
+      ask(4, -8, 16),
+    ]
+    t.is(answerBatch(bench, disk), asked.length)
+    t.is(bench.queue.publish().count, asked.length)
+    const [, first, , second] = await Promise.all(asked)
+    t.deepEqual([first, second], expected)
+  },
+)
+
+test('a layer sees the data of a read once the layer below it has answered', async (t) => {
+  const bench = new Bench(t)
+  const { disk, contents } = patternedDisk()
+  const seen: Buffer[] = []
+  const looks: Layer = (next) => (io) => {
+    const answer = next(io)
+    seen.push(io.data.toBuffer())
+    return answer
+  }
+  const looksLater: Layer = (next) => (io) => {
+    const { segments } = io
+    const answer = next(io)
+    seen.push(Buffer.concat(segments))
+    return answer
+  }
+  for (const layer of [looks, looksLater]) {
+    const read = new BlockDriver(bench.driver, bench.shared).read(4096, 4096)
+    answerBatch(bench, compose(disk, [layer]))
+    bench.queue.publish()
+    t.deepEqual([seen.pop(), await read], [contents.subarray(4096, 8192), contents.subarray(4096, 8192)])
+  }
+})
+
+test('memory that shrinks between the handler and the publish breaks the queue and leaves the disk well', (t) => {
+  const bench = new Bench(t)
+  const { disk, contents } = patternedDisk()
+  const driver = new BlockDriver(bench.driver, bench.shared)
+  void driver.read(0, 65536)
+  t.is(answerBatch(bench, disk), 1)
+  ftruncateSync(bench.shared.fd, 8192)
+  t.throws(() => bench.queue.publish(), { code: 'ERR_MEMORY_TRUNCATED' })
+  const bytes = Buffer.alloc(65536)
+  disk.handler(blockRequest('read', 0, bytes))
+  t.true(bytes.equals(contents.subarray(0, 65536)))
+})
+
+test('a queue that is stopped before its publish leaves no copy behind for memory that is gone', (t) => {
+  const bench = new Bench(t)
+  const { disk, contents } = patternedDisk()
+  void new BlockDriver(bench.driver, bench.shared).write(0, Buffer.alloc(4096, 9))
+  t.is(answerBatch(bench, disk), 1)
+  bench.queue.stop()
+  bench.memory.retire()
+  t.is(bench.memory.windows[0]!.length, 0)
+  const bytes = Buffer.alloc(8192)
+  disk.handler(blockRequest('read', 0, bytes))
+  t.true(bytes.subarray(0, 4096).equals(Buffer.alloc(4096, 9)), 'the copy was done while it could be')
+  t.true(bytes.subarray(4096).equals(contents.subarray(4096, 8192)))
 })

@@ -1,4 +1,5 @@
 import { refuseUnknownOptions } from '../../options.ts'
+import { StoreMemory } from '../../ring/store-memory.ts'
 import { MiB } from '../../units.ts'
 import { blockDevice, type DiskShapeOptions, SHAPE_OPTION_NAMES } from '../block/block-device.ts'
 import type { BlockRequest } from '../block/block-request.ts'
@@ -21,26 +22,26 @@ const CHUNK_BYTES = MiB
  */
 export function memoryDisk(options: MemoryDiskOptions): BlockDevice {
   refuseUnknownOptions(options, ['capacityBytes', ...SHAPE_OPTION_NAMES])
-  const chunks = new Map<number, Buffer>()
+  const chunks = new Map<number, StoreMemory>()
 
   const read: PieceVisitor = (io, chunkIndex, chunkOffsetBytes, doneBytes, countBytes) => {
     const chunk = chunks.get(chunkIndex)
     if (chunk === undefined) io.data.fill(0, doneBytes, countBytes)
-    else io.data.copyFrom(chunk, chunkOffsetBytes, doneBytes)
+    else io.data.copyFromStore(chunk, chunkOffsetBytes, doneBytes)
   }
 
   const write: PieceVisitor = (io, chunkIndex, chunkOffsetBytes, doneBytes) => {
     let chunk = chunks.get(chunkIndex)
     if (chunk === undefined) {
-      chunk = Buffer.alloc(CHUNK_BYTES)
+      chunk = new StoreMemory(CHUNK_BYTES)
       chunks.set(chunkIndex, chunk)
     }
-    io.data.copyTo(chunk, chunkOffsetBytes, doneBytes)
+    io.data.copyToStore(chunk, chunkOffsetBytes, doneBytes)
   }
 
   const zero: PieceVisitor = (_io, chunkIndex, chunkOffsetBytes, _doneBytes, countBytes) => {
-    if (countBytes === CHUNK_BYTES) chunks.delete(chunkIndex)
-    else chunks.get(chunkIndex)?.fill(0, chunkOffsetBytes, chunkOffsetBytes + countBytes)
+    if (countBytes === CHUNK_BYTES) forget(chunks, chunkIndex)
+    else chunks.get(chunkIndex)?.bytes.fill(0, chunkOffsetBytes, chunkOffsetBytes + countBytes)
   }
 
   return blockDevice({
@@ -51,17 +52,22 @@ export function memoryDisk(options: MemoryDiskOptions): BlockDevice {
     discard: (io) => visitPieces(io, zero),
     writeZeroes: (io) => visitPieces(io, zero),
     resize: (capacityBytes) => forgetFrom(chunks, capacityBytes),
-    close: () => chunks.clear(),
+    close: () => forgetFrom(chunks, 0),
   })
 }
 
 /** A disk that shrinks and grows again reads as zeros there. */
-function forgetFrom(chunks: Map<number, Buffer>, capacityBytes: number): void {
+function forgetFrom(chunks: Map<number, StoreMemory>, capacityBytes: number): void {
   const lastChunk = Math.floor(capacityBytes / CHUNK_BYTES)
   for (const index of chunks.keys()) {
-    if (index > lastChunk) chunks.delete(index)
+    if (index > lastChunk) forget(chunks, index)
   }
-  chunks.get(lastChunk)?.fill(0, capacityBytes - lastChunk * CHUNK_BYTES)
+  chunks.get(lastChunk)?.bytes.fill(0, capacityBytes - lastChunk * CHUNK_BYTES)
+}
+
+function forget(chunks: Map<number, StoreMemory>, index: number): void {
+  chunks.get(index)?.release()
+  chunks.delete(index)
 }
 
 /** Sees the part of a request that lies in one chunk; `doneBytes` of the request come before it. */
