@@ -1,6 +1,6 @@
 import test from 'ava'
 import fc from 'fast-check'
-import { EMPTY, NEVER, Observable, of, throwError } from 'rxjs'
+import { asyncScheduler, EMPTY, NEVER, Observable, of, type SchedulerLike, throwError } from 'rxjs'
 import { HushringError } from '../../src/errors.ts'
 import type { BlockRequest, BlockVerb } from '../../src/handlers/block/block-request.ts'
 import {
@@ -301,6 +301,47 @@ test('rateLimit: a request that is aborted while it waits fails at once and uses
     [0, 0],
     [90, 2],
     [190, 3],
+  ])
+})
+
+test('rateLimit: far from the limit the clock is read for few requests', (t) => {
+  let readings = 0
+  const scheduler = { now: () => readings++, schedule: asyncScheduler.schedule.bind(asyncScheduler) }
+  const limited = rateLimit({ iopsMax: 1e6, burstMs: 100, scheduler: scheduler as SchedulerLike })((io) =>
+    io.ok(),
+  )
+  for (let index = 0; index < 10_000; index++) t.true(isCompletion(limited(blockRequest('flush'))))
+  t.true(readings > 0 && readings < 10, `${readings} readings`)
+})
+
+test('rateLimit: after a long time without a reading no more than a burst and a sixteenth passes', async (t) => {
+  const scheduler = new ManualClock()
+  const { handler, asked } = timing(scheduler)
+  const limited = rateLimit({ iopsMax: 1000, burstMs: 160, scheduler })(handler)
+  const ask = (count: number): Answer[] => Array.from({ length: count }, () => limited(blockRequest('flush')))
+  ask(1)
+  await scheduler.advance(1000)
+  const answers = ask(300)
+  t.is(answers.filter(isCompletion).length, 160 + 1 + 9, 'nine passed without a look at the clock')
+  await scheduler.advance(200)
+  await Promise.all(answers)
+  t.is(asked.length, 301)
+})
+
+test('rateLimit: a large request passes with a look at the clock, so that the next one waits', async (t) => {
+  const scheduler = new ManualClock()
+  const { handler, asked } = timing(scheduler)
+  const limited = rateLimit({ bytesPerSecondMax: 512_000, burstMs: 100, scheduler })(handler)
+  limited(blockRequest('read', 0, Buffer.alloc(512)))
+  await scheduler.advance(1000)
+  const large = [1, 2].map((offset) => limited(blockRequest('write', offset, Buffer.alloc(102_400))))
+  t.deepEqual(large.map(isCompletion), [true, false])
+  await scheduler.advance(200)
+  await Promise.all(large)
+  t.deepEqual(asked, [
+    [0, 0],
+    [1000, 1],
+    [1100, 2],
   ])
 })
 

@@ -14,7 +14,8 @@ export interface RateLimitOptions {
   readonly bytesPerSecondMax?: number
   /**
    * How much of a quiet time may be made up for at once, in ms of the rate: with 100 and an `iopsMax` of 20,000,
-   * 2,000 requests may pass in a burst. 10 to 60,000, default 100. Timers tick in ms, so less would miss the rate.
+   * 2,000 requests may pass in a burst. 10 to 60,000, default 100. Timers tick in ms, so less would miss the rate. As the
+   * clock is not read for each request, a burst that follows others may be 1/16 longer.
    */
   readonly burstMs?: number
   /** The clock. */
@@ -22,6 +23,8 @@ export interface RateLimitOptions {
 }
 
 const RATE_MAX = 1e15
+/** Share of a burst that may pass without a look at the clock, which takes longer than all the rest. */
+const UNTIMED_SHARE = 1 / 16
 
 /**
  * Delays requests so that no more pass than the rates allow, in the order they came. None is dropped; a request that
@@ -68,20 +71,38 @@ function rateOf(name: string, rate = Number.POSITIVE_INFINITY): number {
 class Bucket {
   readonly #ratePerMs: number
   readonly #burstMs: number
+  #nowMs = 0
   #emptyAtMs = Number.NEGATIVE_INFINITY
+  /** Poured in since the time was told. */
+  #untimedMs = Number.POSITIVE_INFINITY
 
   constructor(ratePerSecond: number, burstMs: number) {
     this.#ratePerMs = ratePerSecond / 1000
     this.#burstMs = burstMs
   }
 
-  /** ms until the level is down at the line; 0 or less when it is. */
-  waitMs(nowMs: number): number {
-    return this.#emptyAtMs - this.#burstMs - nowMs
+  tellTime(nowMs: number): void {
+    this.#nowMs = nowMs
+    this.#untimedMs = 0
   }
 
-  pour(nowMs: number, cost: number): void {
-    this.#emptyAtMs = Math.max(nowMs, this.#emptyAtMs) + cost / this.#ratePerMs
+  /** ms until the level is down at the line; 0 or less when it is. As of the time that was told last. */
+  waitMs(): number {
+    return this.#emptyAtMs - this.#burstMs - this.#nowMs
+  }
+
+  /**
+   * True when a request may pass whatever the time is by now: there was room when it was told, and room only grows. What
+   * is poured in untimed leaks too early, as if it had come then; so it is a small part of the bucket only.
+   */
+  passesUntimed(cost: number): boolean {
+    return this.waitMs() <= 0 && this.#untimedMs + cost / this.#ratePerMs <= this.#burstMs * UNTIMED_SHARE
+  }
+
+  pour(cost: number): void {
+    const pouredMs = cost / this.#ratePerMs
+    this.#emptyAtMs = Math.max(this.#nowMs, this.#emptyAtMs) + pouredMs
+    this.#untimedMs += pouredMs
   }
 }
 
@@ -107,10 +128,9 @@ class Gate {
   }
 
   pass(io: BlockRequest): ReturnType<Handler> {
-    const nowMs = this.#scheduler.now()
     // Nobody overtakes: as long as somebody waits, the others stand behind.
-    if (this.#waiting.size === 0 && this.#waitMs(nowMs) <= 0) {
-      this.#pour(io, nowMs)
+    if (this.#waiting.size === 0 && (this.#passesUntimed(io) || this.#waitMs() <= 0)) {
+      this.#pour(io)
       return this.#next(io)
     }
     return new Promise<Completion>((resolve) => this.#wait(io, resolve))
@@ -140,29 +160,35 @@ class Gate {
 
   #wakeLater(): void {
     if (this.#timer !== undefined || this.#waiting.size === 0) return
-    const waitMs = this.#waitMs(this.#scheduler.now())
+    const waitMs = this.#waitMs()
     // Whole ms: a wait that rounding made smaller than the clock can show would be found unfinished for ever.
     this.#timer = this.#scheduler.schedule(() => this.#letThrough(), Math.max(1, Math.ceil(waitMs)))
   }
 
   #letThrough(): void {
     this.#timer = undefined
-    const nowMs = this.#scheduler.now()
     for (const waiter of this.#waiting) {
-      if (this.#waitMs(nowMs) > 0) break
+      if (this.#waitMs() > 0) break
       this.#waiting.delete(waiter)
-      this.#pour(waiter.io, nowMs)
+      this.#pour(waiter.io)
       waiter.answer(settled(attempt(this.#next, waiter.io)))
     }
     this.#wakeLater()
   }
 
-  #waitMs(nowMs: number): number {
-    return Math.max(this.#requests.waitMs(nowMs), this.#bytes.waitMs(nowMs))
+  #passesUntimed(io: BlockRequest): boolean {
+    return this.#requests.passesUntimed(1) && this.#bytes.passesUntimed(io.data.byteLength)
   }
 
-  #pour(io: BlockRequest, nowMs: number): void {
-    this.#requests.pour(nowMs, 1)
-    this.#bytes.pour(nowMs, io.data.byteLength)
+  #waitMs(): number {
+    const nowMs = this.#scheduler.now()
+    this.#requests.tellTime(nowMs)
+    this.#bytes.tellTime(nowMs)
+    return Math.max(this.#requests.waitMs(), this.#bytes.waitMs())
+  }
+
+  #pour(io: BlockRequest): void {
+    this.#requests.pour(1)
+    this.#bytes.pour(io.data.byteLength)
   }
 }
