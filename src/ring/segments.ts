@@ -25,6 +25,9 @@ export let transferPieces: (
   mayWait: boolean,
 ) => number
 
+/** Makes `target` a list of all bytes of `source`, over the same memory and borrowed for as long. For lent-segments.ts only. */
+export let sharePieces: (source: SegmentList, target: SegmentList) => void
+
 /**
  * The bytes of one request: an ordered list of pieces of memory shared with the driver.
  *
@@ -41,11 +44,12 @@ export class SegmentList {
   #views: Uint8Array[] | undefined
   /** Makes the views; another list for a part of that list. */
   #viewer: SegmentList = this
-  /** Lists made by {@link first}, which end with this one. */
-  #parts: SegmentList[] | undefined
+  /** Lists of pieces of this one, which end with it; and the list whose pieces this one has, if it is such a part. */
+  readonly #parts: SegmentList[] = []
+  #whole: SegmentList | undefined
   readonly #copies: DeferredCopies | undefined
-  /** Views were made: from now on somebody may look at any time. */
-  #viewed = false
+  /** The bytes were shown in another way than by a call of this list: from now on somebody may look at any time. */
+  #exposed = false
 
   /** @param copies takes the copies from and to stores that can wait until somebody looks. Default: none can */
   constructor(copies?: DeferredCopies) {
@@ -72,6 +76,7 @@ export class SegmentList {
       }
       return doneBytes
     }
+    sharePieces = (source, target) => source.#share(source.byteLength, target)
   }
 
   /** Makes a list over bytes of this process, for requests that a layer derives and for tests. */
@@ -101,11 +106,13 @@ export class SegmentList {
     this.#count = 0
     this.#byteLength = 0
     this.#views = undefined
-    this.#viewed = false
-    const parts = this.#parts
-    if (parts === undefined) return
-    this.#parts = undefined
-    for (const part of parts) part.clear()
+    this.#exposed = false
+    this.#viewer = this
+    this.#whole = undefined
+    for (let part = this.#parts.pop(); part !== undefined; part = this.#parts.pop()) {
+      // One that was made a part of another list since is that one's.
+      if (part.#whole === this) part.clear()
+    }
   }
 
   /**
@@ -129,10 +136,9 @@ export class SegmentList {
    * they go empty when the memory is unmapped.
    */
   views(): readonly Uint8Array[] {
+    this.#expose()
     const { count } = this
     if (count === 0) return []
-    this.#settle()
-    this.#viewer.#viewed = true
     if (this.#views === undefined) {
       const views: Uint8Array[] = []
       for (let index = 0; index < count; index++) {
@@ -156,9 +162,16 @@ export class SegmentList {
    * @param lengthBytes length of the new list; no more than there is
    */
   first(lengthBytes: number): SegmentList {
-    const front = new SegmentList(this.#copies)
+    this.beforeExposure()
+    const front = new SegmentList()
+    this.#share(lengthBytes, front)
+    return front
+  }
+
+  #share(lengthBytes: number, front: SegmentList): void {
+    front.clear()
     front.#viewer = this.#viewer
-    this.#parts ??= []
+    front.#whole = this
     this.#parts.push(front)
     const { count } = this
     let left = lengthBytes
@@ -167,7 +180,6 @@ export class SegmentList {
       front.append(this.#buffers[index]!, this.#offsetsBytes[index]!, countBytes)
       left -= countBytes
     }
-    return front
   }
 
   /**
@@ -298,13 +310,23 @@ export class SegmentList {
 
   /** What takes the copies that can wait; undefined when none can. */
   #deferred(): DeferredCopies | undefined {
-    return this.#viewer.#viewed ? undefined : this.#copies
+    return this.#viewer.#exposed ? undefined : this.#viewer.#copies
   }
 
   /** Does the copies that wait: somebody looks at the bytes, or changes them. */
   #settle(): void {
-    this.#copies?.run()
+    this.#viewer.#copies?.run()
   }
+
+  /** Shows the bytes to somebody who may look at them, or change them, at any time and not only by a call of this list. */
+  #expose(): void {
+    this.beforeExposure()
+    this.#settle()
+    this.#viewer.#exposed = true
+  }
+
+  /** Called before the bytes are shown in any way that lasts longer than a call of this list: views, a part. */
+  protected beforeExposure(): void {}
 
   /** A copy of all bytes in memory of this process, which the driver can no longer change. */
   toBuffer(): Buffer {

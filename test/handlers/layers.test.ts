@@ -504,13 +504,101 @@ test('timeout: a late write stores what the driver wrote, not what its buffer ho
   t.true(inner.pending[0]!.io.data.toBuffer().equals(pattern(512)))
 })
 
-test('timeout: a store that fills too little shows zeros, not old memory of this process', async (t) => {
-  const bytes = Buffer.alloc(4096, 0xee)
-  await ask(
-    timeout({ ms: 10 })((io) => io.ok()),
-    blockRequest('read', 0, bytes),
+test('timeout: a store that fills too little shows nothing of this process', async (t) => {
+  const stores: Handler[] = [(io) => io.ok(), async (io) => io.ok()]
+  for (const store of stores) {
+    const bytes = Buffer.alloc(4096, 0xee)
+    await ask(timeout({ ms: 1000 })(store), blockRequest('read', 0, bytes))
+    t.true(bytes.equals(Buffer.alloc(4096, 0xee)))
+  }
+})
+
+test('timeout: a store that reads a part at once and the rest later, or through views, fills all of it', async (t) => {
+  const inTwoSteps: Handler = async (io) => {
+    io.data.copyFrom(pattern(4096), 0, 0)
+    await turn()
+    io.data.copyFrom(pattern(4096, 7), 0, 2048)
+    return io.ok()
+  }
+  const throughViews: Handler = (io) => {
+    for (const view of io.segments) view.fill(3)
+    return io.ok()
+  }
+  const filled = async (handler: Handler): Promise<Buffer> =>
+    readFrom(timeout({ ms: 1000 })(handler), 0, 4096)
+  const expected = Buffer.concat([pattern(4096).subarray(0, 2048), pattern(4096, 7).subarray(0, 2048)])
+  t.true((await filled(inTwoSteps)).equals(expected))
+  t.true((await filled(throughViews)).equals(Buffer.alloc(4096, 3)))
+})
+
+const staysAway = test.macro({
+  exec(t, grasp: (io: BlockRequest) => () => void) {
+    const buffer = Buffer.alloc(512, 0xee)
+    let late: (() => void) | undefined
+    const store = layered(timeout({ ms: 10, scheduler: new ManualClock() }), (io) => {
+      late = grasp(io)
+      return new Promise(() => {})
+    })
+    ask(store, blockRequest('read', 0, buffer))
+    late!()
+    t.true(buffer.equals(Buffer.alloc(512, 0xee)))
+  },
+  title: (what) => `timeout: work that goes on has no hold of the driver's memory: ${what}`,
+})
+test(
+  'the list',
+  staysAway,
+  ({ data }) =>
+    () =>
+      data.fill(1),
+)
+test(
+  'views',
+  staysAway,
+  ({ segments }) =>
+    () =>
+      segments[0]!.fill(1),
+)
+test('a part of the list', staysAway, ({ data }) => {
+  const part = data.first(256)
+  return () => part.fill(1)
+})
+test('views of a part', staysAway, ({ data }) => {
+  const [view] = data.first(256).views()
+  return () => view!.fill(1)
+})
+test('a request derived from it', staysAway, (io) => {
+  const derived = io.derive({ verb: 'read' })
+  return () => derived.data.fill(1)
+})
+test('a second timeout within', staysAway, (io) => {
+  let data: SegmentList | undefined
+  ask(
+    layered(timeout({ ms: 5, scheduler: new ManualClock() }), (own) => {
+      data = own.data
+      return new Promise(() => {})
+    }),
+    io,
   )
-  t.true(bytes.equals(Buffer.alloc(4096)))
+  return () => data!.fill(1)
+})
+
+test('timeout: an abort of a request that was answered reaches no later one', async (t) => {
+  const seen: AbortSignal[] = []
+  const handler = timeout({ ms: 10 })((io) => {
+    seen.push(io.signal)
+    return io.ok()
+  })
+  const [first, second] = [
+    blockRequest('read', 0, Buffer.alloc(512)),
+    blockRequest('read', 0, Buffer.alloc(512)),
+  ]
+  await ask(handler, first)
+  await ask(handler, second)
+  first.abort(aborted)
+  t.false(seen[1]!.aborted)
+  second.abort(aborted)
+  t.true(seen[1]!.aborted)
 })
 
 test('timeout: unsubscribes an observable that is too late, and keeps the range of a discard', async (t) => {

@@ -34,6 +34,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   handlers: [
     ...EVERYWHERE,
     'ring/file-transfers.ts',
+    'ring/lent-segments.ts',
     'ring/request.ts',
     'ring/scsi-request.ts',
     'ring/segments.ts',

@@ -57,7 +57,11 @@ export class BlockRequest extends Request {
 
   #follow(signal: AbortSignal): void {
     this.#following = true
-    const abort = (): void => this.abort(signal.reason)
+    const parent = this.#parent
+    const abort = (): void => {
+      // Not the request that this object stands for by now.
+      if (this.#parent === parent) this.abort(signal.reason)
+    }
     if (signal.aborted) abort()
     else signal.addEventListener('abort', abort, { once: true })
   }
@@ -99,10 +103,12 @@ export class BlockRequest extends Request {
    * A request of a layer's own, to ask `next` for something else than the driver asked: another range, or the
    * same range into private memory. It keeps the memory of this one mapped and is aborted with it; aborting it
    * does not abort this one. What the new verb has no use for, such as the data of a discard, is left behind.
+   *
+   * @param derived becomes that request: one that was answered at once before, so that nobody can still hold it; default: a
+   * new one
    */
-  derive(changes: DerivedRequest): BlockRequest {
+  derive(changes: DerivedRequest, derived: BlockRequest = new BlockRequest()): BlockRequest {
     const { verb = this.verb, offsetBytes = this.offsetBytes, mayUnmap = this.mayUnmap } = changes
-    const derived = new BlockRequest()
     if (verb === 'flush') {
       derived.assign(this, verb, 0, 0, NO_DATA)
     } else if (verb === 'read' || verb === 'write') {

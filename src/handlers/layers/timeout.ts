@@ -1,9 +1,9 @@
 import { map, type Observable, of, type SchedulerLike, timeout as timeoutOperator } from 'rxjs'
 import { HushringError } from '../../errors.ts'
 import { numberIn, refuseUnknownOptions } from '../../options.ts'
+import { LentSegments } from '../../ring/lent-segments.ts'
 import { type Completion, isCompletion } from '../../ring/request.ts'
-import { SegmentList } from '../../ring/segments.ts'
-import type { BlockRequest } from '../block/block-request.ts'
+import { BlockRequest } from '../block/block-request.ts'
 import { attempt, type Layer, observed } from '../handler.ts'
 import { schedulerOf } from './delay.ts'
 
@@ -28,36 +28,58 @@ export interface TimeoutOptions {
  * |                     | time is up: fails the request  |                                       |
  * | puts new data in B  |                                | finishes: overwrites the new data     |
  *
- * A late write would do the reverse and store what B holds by then. Therefore the layers inside work on memory of
- * this process: a read is copied out when it succeeds in time, a write is copied in first. What remains is that a
- * write which was given up may still reach the disk later, as with any disk that loses its connection.
+ * A late write would do the reverse and store what B holds by then. Therefore the layers inside lose B when their work
+ * outlives their call: they go on with memory of this process, into which the bytes were copied, and a read is copied out
+ * when it succeeds in time. Who answers at once works with B all the way. What remains is that a write which was given up
+ * may still reach the disk later, as with any disk that loses its connection.
  */
 export function timeout(options: TimeoutOptions): Layer {
   refuseUnknownOptions(options, ['ms', 'scheduler'])
   const ms = numberIn('ms', options.ms, 1, 3_600_000)
   const scheduler = schedulerOf(options.scheduler)
-  return (next) => (io) => {
-    const memory = privateMemory(io)
-    const own = io.derive(memory === undefined ? {} : { data: SegmentList.of(memory) })
-    const finish = (completion: Completion): Completion => {
-      const isRead = completion.result === 'ok' && io.verb === 'read' && memory !== undefined
-      // A transport may have given the request up before our time was over.
-      if (isRead && !io.isAborted) io.data.copyFrom(memory)
-      return completion
+  return (next) => {
+    const idle: OwnRequest[] = []
+    return (io) => {
+      const own = (idle.pop() ?? new OwnRequest()).standFor(io)
+      const answer = attempt(next, own.request)
+      if (isCompletion(answer)) {
+        const completion = own.finish(io, answer)
+        // Answered at once: nobody else can still hold it.
+        idle.push(own)
+        return completion
+      }
+      own.data.move()
+      const giveUp = (): Observable<Completion> => {
+        const error = new HushringError('ERR_HANDLER_TIMEOUT', `${io.verb}: no answer after ${ms} ms`)
+        own.request.abort(error)
+        return of(io.fail(error))
+      }
+      return observed(answer).pipe(
+        timeoutOperator({ first: ms, scheduler, with: giveUp }),
+        map((completion) => own.finish(io, completion)),
+      )
     }
-    const answer = attempt(next, own)
-    if (isCompletion(answer)) return finish(answer)
-    const giveUp = (): Observable<Completion> => {
-      const error = new HushringError('ERR_HANDLER_TIMEOUT', `${io.verb}: no answer after ${ms} ms`)
-      own.abort(error)
-      return of(io.fail(error))
-    }
-    return observed(answer).pipe(timeoutOperator({ first: ms, scheduler, with: giveUp }), map(finish))
   }
 }
 
-/** Zeros for a read, so that a store that fills too little shows nothing of this process; a copy for a write. */
-function privateMemory({ verb, data }: BlockRequest): Buffer | undefined {
-  if (data.byteLength === 0) return undefined
-  return verb === 'read' ? Buffer.alloc(data.byteLength) : data.toBuffer()
+/** The request that the layers inside get. */
+class OwnRequest {
+  readonly request = new BlockRequest()
+  readonly data = new LentSegments()
+  readonly #changes = { data: this.data }
+
+  standFor(io: BlockRequest): this {
+    this.data.lend(io.data)
+    io.derive(this.#changes, this.request)
+    return this
+  }
+
+  /** Copies out what a read brought, unless it is there already. */
+  finish(io: BlockRequest, completion: Completion): Completion {
+    const { moved } = this.data
+    const isRead = completion.result === 'ok' && io.verb === 'read' && moved !== undefined
+    // A transport may have given the request up before our time was over.
+    if (isRead && !io.isAborted) io.data.copyFrom(moved)
+    return completion
+  }
 }
