@@ -163,15 +163,14 @@ test(
   /`to` to be a disk that can be/,
 )
 test(refuses, () => trace({ log: 'stderr' as never }), /`log` to be a function/)
+test(refuses, () => trace({ enabled: true as never }), /`enabled` to be a function/)
 
 // ---- trace ------------------------------------------------------------------------------------------------------
 
 test('trace: tells each request with its result and its time', async (t) => {
   const scheduler = new ManualClock()
-  const lines: string[] = []
   const entries: TraceEntry[] = []
-  const log = (line: string, entry: TraceEntry): void => {
-    lines.push(line)
+  const log = (entry: TraceEntry): void => {
     entries.push(entry)
   }
   const inner = new ManualHandler()
@@ -189,7 +188,7 @@ test('trace: tells each request with its result and its time', async (t) => {
   await scheduler.advance(4)
   read!.resolve(read!.io.ok())
   await Promise.all(answers)
-  t.deepEqual(lines, [
+  t.deepEqual(entries.map(String), [
     'disk0 flush: failed, 3000 µs, ERR_STORE_IO: EIO',
     'disk0 discard 4096 at 0: unsupported, 3000 µs',
     'disk0 read 512 at 8192: ok, 7000 µs',
@@ -203,6 +202,25 @@ test('trace: tells each request with its result and its time', async (t) => {
     micros: 7000,
   })
   t.like(entries[0], { error: 'ERR_STORE_IO: EIO' })
+})
+
+test('trace: asks whether anybody wants to know, and without times asks no clock', async (t) => {
+  const lines: string[] = []
+  let enabled = false
+  const handler = trace({
+    log: (entry) => lines.push(String(entry)),
+    enabled: () => enabled,
+    times: false,
+    scheduler: {
+      now: () => t.fail('it asked the clock') as never,
+      schedule: asyncScheduler.schedule.bind(asyncScheduler) as SchedulerLike['schedule'],
+    },
+  })(async (io) => (io.verb === 'flush' ? io.ok() : io.fail(eio)))
+  await ask(handler, blockRequest('flush'))
+  enabled = true
+  await ask(handler, blockRequest('flush'))
+  await ask(handler, blockRequest('discard', 512, 512))
+  t.deepEqual(lines, ['trace flush: ok', 'trace discard 512 at 512: failed, ERR_STORE_IO: EIO: i/o error'])
 })
 
 test('trace: writes its lines to stderr unless it is given another place', (t) => {

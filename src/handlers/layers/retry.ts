@@ -1,6 +1,6 @@
 import type { SchedulerLike } from 'rxjs'
 import { integerIn, numberIn, refuseUnknownOptions } from '../../options.ts'
-import type { Completion } from '../../ring/request.ts'
+import { type Completion, isCompletion } from '../../ring/request.ts'
 import { type BlockRequest, isWriting } from '../block/block-request.ts'
 import { type Answer, attempt, flatMapAnswer, type Handler, type Layer } from '../handler.ts'
 import { delayed, schedulerOf } from './delay.ts'
@@ -28,8 +28,14 @@ export function retry(options: RetryOptions): Layer {
   const delayMs = numberIn('delayMs', options.delayMs ?? 0, 0, 60_000)
   const scheduler = schedulerOf(options.scheduler)
 
-  const ask = (next: Handler, io: BlockRequest, left: number): Answer =>
-    flatMapAnswer(attempt(next, io), (completion) => {
+  const ask = (next: Handler, io: BlockRequest, left: number): Answer => {
+    const answer = attempt(next, io)
+    // Nearly all of them; what follows makes closures.
+    return isCompletion(answer) && answer.result === 'ok' ? answer : askAgain(next, io, left, answer)
+  }
+
+  const askAgain = (next: Handler, io: BlockRequest, left: number, answer: Answer): Answer =>
+    flatMapAnswer(answer, (completion) => {
       if (left === 0 || !isWorthRepeating(io, completion)) return completion
       const again = (): Answer => ask(next, io, left - 1)
       return delayMs === 0 ? again() : delayed(io, delayMs, scheduler, again)

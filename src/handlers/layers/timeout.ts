@@ -4,7 +4,7 @@ import { numberIn, refuseUnknownOptions } from '../../options.ts'
 import { LentSegments } from '../../ring/lent-segments.ts'
 import { type Completion, isCompletion } from '../../ring/request.ts'
 import { BlockRequest } from '../block/block-request.ts'
-import { attempt, type Layer, observed } from '../handler.ts'
+import { type Answer, attempt, type Layer, observed } from '../handler.ts'
 import { schedulerOf } from './delay.ts'
 
 /** Options of {@link timeout}. */
@@ -49,15 +49,7 @@ export function timeout(options: TimeoutOptions): Layer {
         return completion
       }
       own.data.move()
-      const giveUp = (): Observable<Completion> => {
-        const error = new HushringError('ERR_HANDLER_TIMEOUT', `${io.verb}: no answer after ${ms} ms`)
-        own.request.abort(error)
-        return of(io.fail(error))
-      }
-      return observed(answer).pipe(
-        timeoutOperator({ first: ms, scheduler, with: giveUp }),
-        map((completion) => own.finish(io, completion)),
-      )
+      return own.finishLater(io, answer, ms, scheduler)
     }
   }
 }
@@ -72,6 +64,24 @@ class OwnRequest {
     this.data.lend(io.data)
     io.derive(this.#changes, this.request)
     return this
+  }
+
+  /** A function of its own, because one that makes a closure keeps its variables on the heap, at each call. */
+  finishLater(
+    io: BlockRequest,
+    answer: Answer,
+    ms: number,
+    scheduler: SchedulerLike,
+  ): Observable<Completion> {
+    const giveUp = (): Observable<Completion> => {
+      const error = new HushringError('ERR_HANDLER_TIMEOUT', `${io.verb}: no answer after ${ms} ms`)
+      this.request.abort(error)
+      return of(io.fail(error))
+    }
+    return observed(answer).pipe(
+      timeoutOperator({ first: ms, scheduler, with: giveUp }),
+      map((completion) => this.finish(io, completion)),
+    )
   }
 
   /** Copies out what a read brought, unless it is there already. */

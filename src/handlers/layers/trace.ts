@@ -1,27 +1,36 @@
 import type { SchedulerLike } from 'rxjs'
-import { functionOf, refuseUnknownOptions, stringOf } from '../../options.ts'
-import type { Completion } from '../../ring/request.ts'
-import type { BlockVerb } from '../block/block-request.ts'
-import { attempt, type Layer, mapAnswer } from '../handler.ts'
+import { booleanOf, functionOf, refuseUnknownOptions, stringOf } from '../../options.ts'
+import { type Completion, isCompletion } from '../../ring/request.ts'
+import type { BlockRequest, BlockVerb } from '../block/block-request.ts'
+import { type Answer, attempt, type Layer, mapAnswer } from '../handler.ts'
 import { schedulerOf } from './delay.ts'
 
-/** One request as {@link trace} saw it. */
+/** One request as {@link trace} saw it. As a string it is a line for people, which is made only when asked for. */
 export interface TraceEntry {
   readonly name: string
   readonly verb: BlockVerb
   readonly offsetBytes: number
   readonly lengthBytes: number
   readonly result: Completion['result']
-  /** Time from the request to its answer, in µs. */
-  readonly micros: number
+  /** Time from the request to its answer, in µs; `undefined` when no times are taken. */
+  readonly micros: number | undefined
   /** Code and message of the error, when it failed. */
-  readonly error?: string
+  readonly error: string | undefined
+  /** `trace read 4096 at 1048576: ok, 12 µs` */
+  toString(): string
 }
 
 /** Options of {@link trace}. */
 export interface TraceOptions {
-  /** Gets a line a request, and the same as an object. Default: writes the line to stderr. */
-  readonly log?: (line: string, entry: TraceEntry) => void
+  /** Gets each request when it is answered; `String(entry)` is a line. Default: writes the line to stderr. */
+  readonly log?: (entry: TraceEntry) => void
+  /**
+   * Asked before each request whether anybody wants to know of it, such as `() => debug.enabled`; one that says no costs
+   * next to nothing. Default: always.
+   */
+  readonly enabled?: () => boolean
+  /** False: no times are taken, which saves two looks at the clock a request, most of what the layer costs. Default true. */
+  readonly times?: boolean
   /** First word of each line, to tell several traces apart. Default `trace`. */
   readonly name?: string
   /** The clock. Default: the monotonic clock. */
@@ -33,30 +42,68 @@ export interface TraceOptions {
  * request is seen from outside only; put it between two layers to look there.
  */
 export function trace(options: TraceOptions = {}): Layer {
-  refuseUnknownOptions(options, ['log', 'name', 'scheduler'])
+  refuseUnknownOptions(options, ['log', 'enabled', 'times', 'name', 'scheduler'])
   const log = functionOf('log', options.log ?? writeToStderr)
+  const enabled = functionOf('enabled', options.enabled ?? always)
+  const times = booleanOf('times', options.times ?? true)
   const name = stringOf('name', options.name ?? 'trace')
   const scheduler = schedulerOf(options.scheduler)
+
+  const nowMs = (): number => (times ? scheduler.now() : Number.NaN)
+  const tell = (entry: Entry, completion: Completion): Completion => {
+    entry.end(completion, nowMs())
+    log(entry)
+    return completion
+  }
+  // A function of its own, because one that makes a closure keeps its variables on the heap, at each call.
+  const tellLater = (entry: Entry, answer: Answer): Answer =>
+    mapAnswer(answer, (completion) => tell(entry, completion))
+
   return (next) => (io) => {
-    const { verb, offsetBytes, lengthBytes } = io
-    const startMs = scheduler.now()
-    return mapAnswer(attempt(next, io), (completion) => {
-      const { result } = completion
-      const micros = Math.round((scheduler.now() - startMs) * 1000)
-      const error =
-        result === 'failed' ? { error: `${completion.error.code}: ${completion.error.message}` } : {}
-      const entry = { name, verb, offsetBytes, lengthBytes, result, micros, ...error }
-      log(lineOf(entry), entry)
-      return completion
-    })
+    if (!enabled()) return next(io)
+    const entry = new Entry(name, io, nowMs())
+    const answer = attempt(next, io)
+    return isCompletion(answer) ? tell(entry, answer) : tellLater(entry, answer)
   }
 }
 
-function lineOf({ name, verb, offsetBytes, lengthBytes, result, micros, error }: TraceEntry): string {
-  const range = verb === 'flush' ? '' : ` ${lengthBytes} at ${offsetBytes}`
-  return `${name} ${verb}${range}: ${result}, ${micros} µs${error === undefined ? '' : `, ${error}`}`
+class Entry implements TraceEntry {
+  readonly name: string
+  readonly verb: BlockVerb
+  readonly offsetBytes: number
+  readonly lengthBytes: number
+  result: Completion['result'] = 'ok'
+  micros: number | undefined
+  error: string | undefined
+  readonly #startMs: number
+
+  constructor(name: string, io: BlockRequest, startMs: number) {
+    this.name = name
+    this.verb = io.verb
+    this.offsetBytes = io.offsetBytes
+    this.lengthBytes = io.lengthBytes
+    this.#startMs = startMs
+  }
+
+  end(completion: Completion, nowMs: number): void {
+    this.result = completion.result
+    const ms = nowMs - this.#startMs
+    if (!Number.isNaN(ms)) this.micros = Math.round(ms * 1000)
+    if (completion.result === 'failed') this.error = `${completion.error.code}: ${completion.error.message}`
+  }
+
+  toString(): string {
+    const { name, verb, offsetBytes, lengthBytes, result, micros, error } = this
+    const range = verb === 'flush' ? '' : ` ${lengthBytes} at ${offsetBytes}`
+    const time = micros === undefined ? '' : `, ${micros} µs`
+    return `${name} ${verb}${range}: ${result}${time}${error === undefined ? '' : `, ${error}`}`
+  }
 }
 
-function writeToStderr(line: string): void {
-  process.stderr.write(`${line}\n`)
+function always(): boolean {
+  return true
+}
+
+function writeToStderr(entry: TraceEntry): void {
+  process.stderr.write(`${entry}\n`)
 }
