@@ -41,28 +41,36 @@ const OFFERED_PROTOCOL_FEATURES = Object.values(ProtocolFeature).reduce((all, fe
 const NO_FD = -1
 const NO_PAYLOAD = Buffer.alloc(0)
 
+/** The same function, which may also be done later. A queue that is served by another thread is. */
+type MaybeLater<Function> = Function extends (...parameters: infer Parameters) => infer Result
+  ? (...parameters: Parameters) => Result | Promise<Awaited<Result>>
+  : never
+
 /** What the back-end asks of a queue. */
-export type BackEndQueue = Pick<
-  QueueController,
-  'setSize' | 'setAddresses' | 'setBase' | 'setKick' | 'setCall' | 'setError' | 'setEnabled' | 'stop'
->
+export type BackEndQueue = {
+  readonly [Name in
+    | 'setSize'
+    | 'setAddresses'
+    | 'setBase'
+    | 'setKick'
+    | 'setCall'
+    | 'setError'
+    | 'setEnabled'
+    | 'stop']: MaybeLater<QueueController[Name]>
+}
 
 /** What the back-end asks of a session. */
-export interface BackEndSession
-  extends Pick<
-    DeviceSession,
-    | 'offeredFeatures'
-    | 'queueCount'
+export type BackEndSession = Pick<DeviceSession, 'offeredFeatures' | 'queueCount' | 'checkInflightLayout'> & {
+  readonly [Name in
     | 'setFeatures'
     | 'setMemory'
     | 'addRegion'
     | 'removeRegion'
     | 'setInflight'
-    | 'checkInflightLayout'
     | 'config'
     | 'writeConfig'
-    | 'reset'
-  > {
+    | 'reset']: MaybeLater<DeviceSession[Name]>
+} & {
   readonly memory: { readonly regions: { readonly length: number } }
   queue(index: number): BackEndQueue
 }
@@ -81,7 +89,8 @@ class AnswerWithFd {
  * What a message leads to: the payload of its own answer, nothing (done), or a refusal that is no fault of the
  * front-end and so leaves the connection open.
  */
-type Outcome = Buffer | AnswerWithFd | undefined | typeof REFUSED
+// biome-ignore lint/suspicious/noConfusingVoidType: what a session did at once it returns nothing of
+type Outcome = Buffer | AnswerWithFd | void | typeof REFUSED
 const REFUSED = 'refused'
 
 /**
@@ -181,22 +190,19 @@ export class BackEnd implements MessageHandler {
     GET_INFLIGHT_FD: ({ payload }) => this.#makeInflight(decodeInflight(payload)),
     SET_INFLIGHT_FD: ({ payload, fds }) => {
       const description = decodeInflight(payload)
-      this.#session.setInflight({ ...description, fd: fds.takeOne() })
-      return undefined
+      return this.#session.setInflight({ ...description, fd: fds.takeOne() })
     },
 
     // ---- rings
     SET_VRING_NUM: ({ payload }) => {
       const { index, num } = decodeVringState(payload)
-      this.#session.queue(index).setSize(num)
-      return undefined
+      return this.#session.queue(index).setSize(num)
     },
     SET_VRING_ADDR: ({ payload }) => this.#setAddresses(decodeVringAddress(payload)),
     SET_VRING_BASE: ({ payload }) => {
       const { index, num } = decodeVringState(payload)
       expectAtMost('a ring base', num, 0xffff)
-      this.#session.queue(index).setBase(num)
-      return undefined
+      return this.#session.queue(index).setBase(num)
     },
     GET_VRING_BASE: async ({ payload }) => {
       const { index } = decodeVringState(payload)
@@ -225,7 +231,7 @@ export class BackEnd implements MessageHandler {
   }
 
   async #setFeatures(features: bigint): Promise<undefined> {
-    this.#session.setFeatures(features & ~F_PROTOCOL_FEATURES)
+    await this.#session.setFeatures(features & ~F_PROTOCOL_FEATURES)
     if ((features & F_PROTOCOL_FEATURES) !== 0n) return
     // Such a front-end does not know SET_VRING_ENABLE: its rings count as enabled from the start.
     for (let index = 0; index < this.#session.queueCount; index++) {
@@ -244,20 +250,20 @@ export class BackEnd implements MessageHandler {
     this.#protocolFeatures = features
   }
 
-  #setMemoryTable({ payload, fds }: Message): undefined {
+  #setMemoryTable({ payload, fds }: Message): Outcome | Promise<Outcome> {
     const regions = decodeMemoryTable(payload)
     const taken = fds.take(regions.length)
-    this.#session.setMemory(regions.map((region, index) => ({ ...region, fd: taken[index]! })))
+    return this.#session.setMemory(regions.map((region, index) => ({ ...region, fd: taken[index]! })))
   }
 
-  #addRegion({ payload, fds }: Message): undefined {
+  #addRegion({ payload, fds }: Message): Outcome | Promise<Outcome> {
     const region = decodeSingleRegion(payload)
     expectAtMost('the number of memory regions', this.#session.memory.regions.length + 1, MEMORY_SLOT_COUNT)
-    this.#session.addRegion({ ...region, fd: fds.takeOne() })
+    return this.#session.addRegion({ ...region, fd: fds.takeOne() })
   }
 
-  #removeRegion(payload: Buffer): undefined {
-    this.#session.removeRegion(decodeSingleRegion(payload))
+  #removeRegion(payload: Buffer): Outcome | Promise<Outcome> {
+    return this.#session.removeRegion(decodeSingleRegion(payload))
   }
 
   /** The front-end keeps the file and gives it to whoever serves the queues after this process. */
@@ -271,36 +277,39 @@ export class BackEnd implements MessageHandler {
     )
   }
 
-  #setAddresses({ index, flags, ...addresses }: VringAddress): undefined {
+  #setAddresses({ index, flags, ...addresses }: VringAddress): Outcome | Promise<Outcome> {
     const queue = this.#session.queue(index)
     // Writes that a migration relies on being logged must not go unlogged in silence.
     if (flags !== 0) throw new HushringError('ERR_VHOST_FEATURES', 'dirty-page logging was not offered')
-    queue.setAddresses(addresses)
+    return queue.setAddresses(addresses)
   }
 
-  #setEventfd(setter: 'setKick' | 'setCall' | 'setError', { payload, fds }: Message): undefined {
+  #setEventfd(
+    setter: 'setKick' | 'setCall' | 'setError',
+    { payload, fds }: Message,
+  ): Outcome | Promise<Outcome> {
     const { index, attached } = decodeVringFd(payload)
     const queue = this.#session.queue(index)
     const [fd = NO_FD] = fds.take(attached ? 1 : 0)
-    queue[setter](fd)
+    return queue[setter](fd)
   }
 
   /** A range outside the space is answered with no payload, which says "error". */
-  #readConfig({ offsetBytes, flags, bytes }: ConfigRange): Buffer {
+  async #readConfig({ offsetBytes, flags, bytes }: ConfigRange): Promise<Buffer> {
     const endBytes = offsetBytes + bytes.length
     if (bytes.length === 0 || endBytes > CONFIG_BYTES_MAX) return NO_PAYLOAD
     // A front-end newer than the device asks for fields that the device does not have: they read as 0.
     const space = Buffer.alloc(CONFIG_BYTES_MAX)
-    space.set(this.#session.config())
+    space.set(await this.#session.config())
     return encodeConfig({ offsetBytes, flags, bytes: space.subarray(offsetBytes, endBytes) })
   }
 
-  #writeConfig({ offsetBytes, flags, bytes }: ConfigRange): Outcome {
-    if (offsetBytes + bytes.length > this.#session.config().length)
-      throw new HushringError('ERR_VHOST_CONFIG')
+  async #writeConfig({ offsetBytes, flags, bytes }: ConfigRange): Promise<Outcome> {
+    const space = await this.#session.config()
+    if (offsetBytes + bytes.length > space.length) throw new HushringError('ERR_VHOST_CONFIG')
     // A driver may try to write a read-only field; that is no reason to take the disk away from it. Flag 1 is the
     // restore after a migration, of which this device has nothing to restore.
-    return flags === 0 && this.#session.writeConfig(offsetBytes, bytes) ? undefined : REFUSED
+    return flags === 0 && (await this.#session.writeConfig(offsetBytes, bytes)) ? undefined : REFUSED
   }
 
   async #setStatus(status: bigint): Promise<undefined> {
