@@ -2,7 +2,7 @@ import { access } from 'node:fs/promises'
 import { resolve } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { InvalidArgumentError } from 'commander'
-import type { Device } from '../handlers/device.ts'
+import { type Device, isDevice } from '../handlers/device.ts'
 import { fileError } from './failure.ts'
 
 /** The device to serve: a disk over a store, an entropy source, or the module at a path. */
@@ -45,10 +45,4 @@ export async function loadDevice(path: string): Promise<Device> {
 async function importDefault(file: string): Promise<unknown> {
   const module: { default?: unknown } = await import(pathToFileURL(file).href)
   return typeof module.default === 'function' ? await module.default() : module.default
-}
-
-/** Recognised by their kind and not by their class, because the module may have a hushring of its own. */
-function isDevice(value: unknown): value is Device {
-  const { kind, wrap } = (value ?? {}) as Partial<Device>
-  return (kind === 'block' || kind === 'virtio' || kind === 'scsi') && typeof wrap === 'function'
 }

@@ -124,3 +124,9 @@ export interface ScsiDevice {
   /** As {@link BlockDevice.close}. */
   close(): Promise<void>
 }
+
+/** Recognises a device by its kind and not by its class: a module may have a hushring of its own. */
+export function isDevice(value: unknown): value is Device {
+  const { kind, wrap } = (value ?? {}) as Partial<Device>
+  return (kind === 'block' || kind === 'virtio' || kind === 'scsi') && typeof wrap === 'function'
+}
