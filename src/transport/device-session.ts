@@ -26,17 +26,44 @@ export interface DeviceSessionEvents {
   onDegraded?(error: HushringError): void
 }
 
-/**
- * One driver's connection to a device, whatever the transport: the features it accepted, its memory and its
- * queues. Wrong input from the driver is thrown as a {@link HushringError} of the family `peer`.
- */
-export class DeviceSession implements QueueHost {
-  readonly device: VirtioDevice
-  readonly options: ResolvedServeOptions
+/** Which queues of a device a session serves: those whose index leaves this rest. */
+export interface QueueShare {
+  /** 0 to `workerCount` - 1. */
+  readonly worker: number
+  readonly workerCount: number
+}
+
+/** What a device offers to drivers. */
+export interface DeviceOffer {
   /** Number of virtqueues offered. */
   readonly queueCount: number
   /** Every feature bit offered: those of the device and of the ring. */
   readonly offeredFeatures: bigint
+}
+
+/** What a device offers when it is served with these options. */
+export function offerOf(device: VirtioDevice, options: ResolvedServeOptions): DeviceOffer {
+  return {
+    queueCount: Math.min(options.queueCountMax, device.queueCountMax),
+    offeredFeatures:
+      device.features |
+      RingFeature.VERSION_1 |
+      (options.eventIdx ? RingFeature.EVENT_IDX : 0n) |
+      (options.indirect ? RingFeature.INDIRECT_DESC : 0n),
+  }
+}
+
+/**
+ * One driver's connection to a device, whatever the transport: the features it accepted, its memory and its
+ * queues. Wrong input from the driver is thrown as a {@link HushringError} of the family `peer`.
+ */
+export class DeviceSession implements QueueHost, DeviceOffer {
+  readonly device: VirtioDevice
+  readonly options: ResolvedServeOptions
+  readonly queueCount: number
+  readonly offeredFeatures: bigint
+  readonly #share: QueueShare
+  /** Those of its share. */
   readonly #queues: readonly QueueController[]
   readonly #memoryTable = new MemoryTable()
   #inflight: InflightFile | undefined
@@ -49,18 +76,26 @@ export class DeviceSession implements QueueHost {
   #lostNotifications = 0
   #closed = false
 
-  /** @param device borrowed; the session never closes it */
-  constructor(device: Device, options: ResolvedServeOptions, events: DeviceSessionEvents = {}) {
+  /**
+   * @param device borrowed; the session never closes it
+   * @param share default: every queue
+   */
+  constructor(
+    device: Device,
+    options: ResolvedServeOptions,
+    events: DeviceSessionEvents = {},
+    share: QueueShare = { worker: 0, workerCount: 1 },
+  ) {
     this.device = asVirtioDevice(device.kind === 'block' ? device.wrap(this.#tally.layer) : device)
     this.options = options
     this.#events = events
-    this.queueCount = Math.min(options.queueCountMax, this.device.queueCountMax)
-    this.offeredFeatures =
-      this.device.features |
-      RingFeature.VERSION_1 |
-      (options.eventIdx ? RingFeature.EVENT_IDX : 0n) |
-      (options.indirect ? RingFeature.INDIRECT_DESC : 0n)
-    this.#queues = Array.from({ length: this.queueCount }, (_, index) => new QueueController(index, this))
+    const { queueCount, offeredFeatures } = offerOf(this.device, options)
+    this.queueCount = queueCount
+    this.offeredFeatures = offeredFeatures
+    this.#share = share
+    this.#queues = Array.from({ length: queueCount }, (_, index) => index)
+      .filter((index) => index % share.workerCount === share.worker)
+      .map((index) => new QueueController(index, this))
     if (options.watchdogMs > 0) {
       this.#watchdog = setInterval(() => this.#look(), options.watchdogMs).unref()
     }
@@ -143,26 +178,13 @@ export class DeviceSession implements QueueHost {
 
   /** Throws `ERR_VHOST_INFLIGHT` for more queues than the device has, or larger rings than they accept. */
   checkInflightLayout(layout: InflightLayout): void {
-    checkInflightLayout(layout)
-    const { queueCount, queueSize } = layout
-    if (queueCount > this.queueCount || queueSize > this.queueSizeMax) {
-      throw inflightError(
-        `it is for ${queueCount} queues of up to ${queueSize}, ` +
-          `the device has ${this.queueCount} of up to ${this.queueSizeMax}`,
-      )
-    }
+    checkInflightFits(layout, this)
   }
 
   /** Throws `ERR_VHOST_QUEUE_INDEX` for a queue the device does not have. */
   queue(index: number): QueueController {
-    const queue = this.#queues[index]
-    if (queue === undefined) {
-      throw new HushringError(
-        'ERR_VHOST_QUEUE_INDEX',
-        `queue ${index} does not exist; there are ${this.queueCount}`,
-      )
-    }
-    return queue
+    checkQueueIndex(index, this)
+    return this.#queues[Math.floor(index / this.#share.workerCount)]!
   }
 
   /** The device configuration space; a fresh copy. */
@@ -277,4 +299,24 @@ export class DeviceSession implements QueueHost {
       }
     }
   }
+}
+
+/** Throws `ERR_VHOST_QUEUE_INDEX` for a queue the device does not have. */
+export function checkQueueIndex(index: number, { queueCount }: DeviceOffer): void {
+  if (index < queueCount) return
+  throw new HushringError('ERR_VHOST_QUEUE_INDEX', `queue ${index} does not exist; there are ${queueCount}`)
+}
+
+/** Throws `ERR_VHOST_INFLIGHT` for more queues than the device has, or larger rings than they accept. */
+export function checkInflightFits(
+  layout: InflightLayout,
+  device: Pick<DeviceOffer, 'queueCount'> & { readonly queueSizeMax: number },
+): void {
+  checkInflightLayout(layout)
+  const { queueCount, queueSize } = layout
+  if (queueCount <= device.queueCount && queueSize <= device.queueSizeMax) return
+  throw inflightError(
+    `it is for ${queueCount} queues of up to ${queueSize}, ` +
+      `the device has ${device.queueCount} of up to ${device.queueSizeMax}`,
+  )
 }

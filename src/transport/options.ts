@@ -83,8 +83,12 @@ export const SERVE_OPTION_NAMES: readonly (keyof ServeOptions)[] = [
 /** Longest time that an option in ms may have. */
 export const DAY_MS: number = 24 * 60 * 60 * 1000
 
-/** Checks the options and fills in the defaults. Throws `TypeError` or `RangeError` naming the option. */
-export function resolveServeOptions(options: ServeOptions): ResolvedServeOptions {
+/**
+ * Checks the options and fills in the defaults. Throws `TypeError` or `RangeError` naming the option.
+ *
+ * @param queueCountMax the default of `queues.countMax`
+ */
+export function resolveServeOptions(options: ServeOptions, queueCountMax = 1): ResolvedServeOptions {
   const { queues = {}, features = {} } = options
   refuseUnknownOptions(queues, ['countMax', 'sizeMax'], 'queues')
   refuseUnknownOptions(features, ['eventIdx', 'indirect'], 'features')
@@ -93,7 +97,7 @@ export function resolveServeOptions(options: ServeOptions): ResolvedServeOptions
     throw optionRangeError('queues.sizeMax', 'a power of two up to 32768', queueSizeMax)
   }
   return {
-    queueCountMax: integerIn('queues.countMax', queues.countMax ?? 1, 1, 256),
+    queueCountMax: integerIn('queues.countMax', queues.countMax ?? queueCountMax, 1, 256),
     queueSizeMax,
     eventIdx: booleanOf('features.eventIdx', features.eventIdx ?? true),
     indirect: booleanOf('features.indirect', features.indirect ?? true),
