@@ -61,6 +61,19 @@ export const ERROR_CODES = {
     meaning: 'This transport cannot serve a device of this kind.',
     remedy: 'vhost-user and the loopback serve disks and virtio devices, TCMU serves disks and SCSI devices.',
   },
+  ERR_DEVICE_MODULE: {
+    family: 'caller',
+    meaning:
+      'The module of a device cannot be loaded, exports no device, or exports another one in each thread.',
+    remedy: 'The message names the module and its export; the default export must be a device or return one.',
+  },
+  ERR_WORKER_EXITED: {
+    family: 'caller',
+    meaning:
+      'A worker thread that served queues has ended: by an exception that nobody caught, or process.exit().',
+    remedy:
+      'The server closes and what was in flight stays marked for the next one; the exception is in `cause`.',
+  },
   ERR_TCMU_UNAVAILABLE: {
     family: 'caller',
     meaning: 'This machine has no TCMU, or this process may not use it.',

@@ -16,6 +16,9 @@ import { until } from './until.ts'
 /** Size of the disks served here. */
 export const CAPACITY_BYTES: number = 1024 * 1024
 
+/** How long something made here lives: a test, as a rule. */
+export type Lifetime = Pick<ExecutionContext, 'teardown'>
+
 /** A server on a socket of its own, and everything it said. */
 export interface Bench {
   readonly server: VhostUserServer
@@ -26,7 +29,7 @@ export interface Bench {
 }
 
 /** An empty folder that goes with the test. */
-export function temporaryFolder(t: ExecutionContext): string {
+export function temporaryFolder(t: Lifetime): string {
   const folder = mkdtempSync(join(tmpdir(), 'hushring-test-'))
   t.teardown(() => rmSync(folder, { recursive: true, force: true }))
   return folder
@@ -36,7 +39,7 @@ export function temporaryFolder(t: ExecutionContext): string {
  * Serves a memory disk, or what the options say, until the test ends. The watchdog must have found nothing then, unless
  * the test has turned it off, because its driver breaks the rules.
  */
-export async function listen(t: ExecutionContext, options: Partial<VhostUserOptions> = {}): Promise<Bench> {
+export async function listen(t: Lifetime, options: Partial<VhostUserOptions> = {}): Promise<Bench> {
   const socketPath = options.socketPath ?? join(temporaryFolder(t), 'disk.sock')
   const log: string[] = []
   const note = (message: string): void => void log.push(message)

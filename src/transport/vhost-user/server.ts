@@ -2,25 +2,18 @@ import { setTimeout as delay, setImmediate as turn } from 'node:timers/promises'
 import { EventEmitter } from 'eventemitter3'
 import type { Observable } from 'rxjs'
 import { HushringError, optionRangeError, optionTypeError } from '../../errors.ts'
-import type { Device } from '../../handlers/device.ts'
 import { type NativeWatch, native } from '../../native.ts'
 import { integerIn, refuseUnknownOptions } from '../../options.ts'
-import { DeviceSession } from '../device-session.ts'
-import {
-  type ResolvedServeOptions,
-  resolveServeOptions,
-  SERVE_OPTION_NAMES,
-  type ServeOptions,
-} from '../options.ts'
+import { type ResolvedServeOptions, SERVE_OPTION_NAMES } from '../options.ts'
 import { addStats, NO_STATS, type StatsOptions, statsOf, type TransportStats } from '../stats.ts'
 import { BackEnd } from './back-end.ts'
 import { MessageConnection } from './connection.ts'
+import type { DeviceHost, ServedSession } from './device-host.ts'
+import { type HostOptions, openHost } from './open-host.ts'
 import { SocketPath } from './socket-path.ts'
 
 /** Options of {@link vhostUser.listen}. */
-export interface VhostUserOptions extends ServeOptions {
-  /** The device to serve; borrowed. */
-  readonly device: Device
+export interface VhostUserOptions extends HostOptions {
   /**
    * Where the socket is made: exactly this path, at most 107 bytes. A stale socket is replaced, one that somebody
    * listens on is not.
@@ -50,14 +43,14 @@ export interface VhostUserEvents {
   degraded: [error: HushringError]
   /** A second front-end came while one was connected. */
   refused: [error: HushringError]
-  /** Everything is over; the socket is gone. */
+  /** Everything is over; the socket is gone. After {@link VhostUserServer.close}, or after a worker has ended by itself. */
   closed: []
 }
 
 /** What serves one front-end. */
 interface Attachment {
   readonly connection: MessageConnection
-  readonly session: DeviceSession
+  readonly session: ServedSession
   readonly backEnd: BackEnd
 }
 
@@ -72,7 +65,7 @@ const ACCEPT_RETRY_MS = 100
  * Serves a device to vhost-user front-ends (QEMU, libblkio …), one at a time and one after the other for ever.
  */
 export class VhostUserServer extends EventEmitter<VhostUserEvents> {
-  readonly #device: Device
+  readonly #host: DeviceHost
   readonly #options: ResolvedServeOptions
   readonly #name: string
   readonly #listenFd: number
@@ -86,14 +79,15 @@ export class VhostUserServer extends EventEmitter<VhostUserEvents> {
   #pastStats: TransportStats = NO_STATS
 
   /** @internal Use {@link vhostUser.listen}. */
-  constructor(device: Device, options: ResolvedServeOptions, listener: SocketPath | number) {
+  constructor(host: DeviceHost, options: ResolvedServeOptions, listener: SocketPath | number) {
     super()
-    this.#device = device
+    this.#host = host
     this.#options = options
     this.#socketPath = typeof listener === 'number' ? undefined : listener
     this.#listenFd = typeof listener === 'number' ? listener : listener.listenFd
     this.#name = this.#socketPath?.path ?? `descriptor ${this.#listenFd}`
     this.#watchListener()
+    void host.failed.then((error) => this.#fail(error))
     setImmediate(() => {
       if (this.#closing === undefined) this.emit('listening')
     })
@@ -150,7 +144,14 @@ export class VhostUserServer extends EventEmitter<VhostUserEvents> {
     await attachment?.session.drain()
     attachment?.connection.close()
     await this.#serving
+    await this.#host.close()
     this.emit('closed')
+  }
+
+  /** What the front-end has in flight it can give to another process, once it knows that this one is over. */
+  #fail(error: HushringError): void {
+    this.#degrade(error)
+    void this.close()
   }
 
   #watchListener(): void {
@@ -218,9 +219,7 @@ export class VhostUserServer extends EventEmitter<VhostUserEvents> {
   #attach(fd: number): Attachment {
     const connection = new MessageConnection(fd)
     try {
-      const session = new DeviceSession(this.#device, this.#options, {
-        onDegraded: (error) => this.emit('degraded', error),
-      })
+      const session = this.#host.open({ onDegraded: (error) => this.emit('degraded', error) })
       return {
         connection,
         session,
@@ -253,7 +252,8 @@ export class VhostUserServer extends EventEmitter<VhostUserEvents> {
 export const vhostUser: {
   /**
    * Listens for front-ends. Rejects with a `TypeError` or `RangeError` naming a wrong option, `ERR_SOCKET_IN_USE`
-   * or `ERR_SOCKET_PATH` when the socket cannot be made.
+   * or `ERR_SOCKET_PATH` when the socket cannot be made, `ERR_DEVICE_MODULE` when a module has no device,
+   * `ERR_WORKER_EXITED`, or what the module itself threw if that has a code of ours.
    *
    * @param options the device, where to listen and how to serve; exactly one of `socketPath` and `listenFd`
    * @returns a listening server; close it when done
@@ -261,21 +261,40 @@ export const vhostUser: {
   listen(options: VhostUserOptions): Promise<VhostUserServer>
 } = {
   async listen(options) {
-    refuseUnknownOptions(options, ['device', 'socketPath', 'socketMode', 'listenFd', ...SERVE_OPTION_NAMES])
-    const { device, socketPath, socketMode, listenFd } = options
-    if (device?.kind !== 'block' && device?.kind !== 'virtio') {
-      throw optionTypeError('device', 'a device such as blockDevice({ … })', device)
+    refuseUnknownOptions(options, [
+      'device',
+      'workers',
+      'socketPath',
+      'socketMode',
+      'listenFd',
+      ...SERVE_OPTION_NAMES,
+    ])
+    const { socketPath, socketMode, listenFd, ...hostOptions } = options
+    const { host, serveOptions } = await openHost(hostOptions)
+    try {
+      return new VhostUserServer(host, serveOptions, await listenerOf({ socketPath, socketMode, listenFd }))
+    } catch (error) {
+      await host.close()
+      throw error
     }
-    const serveOptions = resolveServeOptions(options)
-    if (listenFd === undefined) {
-      const mode = integerIn('socketMode', socketMode ?? 0o600, 0, 0o777)
-      return new VhostUserServer(device, serveOptions, await SocketPath.listen(socketPath as string, mode))
-    }
-    if (socketPath !== undefined) throw optionTypeError('socketPath', 'absent beside listenFd', socketPath)
-    if (socketMode !== undefined) throw optionTypeError('socketMode', 'absent beside listenFd', socketMode)
-    checkListenFd(listenFd)
-    return new VhostUserServer(device, serveOptions, listenFd)
   },
+}
+
+async function listenerOf({
+  socketPath,
+  socketMode,
+  listenFd,
+}: {
+  readonly [Name in 'socketPath' | 'socketMode' | 'listenFd']: VhostUserOptions[Name] | undefined
+}): Promise<SocketPath | number> {
+  if (listenFd === undefined) {
+    const mode = integerIn('socketMode', socketMode ?? 0o600, 0, 0o777)
+    return SocketPath.listen(socketPath as string, mode)
+  }
+  if (socketPath !== undefined) throw optionTypeError('socketPath', 'absent beside listenFd', socketPath)
+  if (socketMode !== undefined) throw optionTypeError('socketMode', 'absent beside listenFd', socketMode)
+  checkListenFd(listenFd)
+  return listenFd
 }
 
 function checkListenFd(listenFd: number): void {
