@@ -739,6 +739,8 @@ export interface NativeDriverThreadOptions {
   /** Memory file shared with the device; rings and buffers are laid out in it by the thread. Not closed. */
   readonly memoryFd: number
   readonly memoryBytes: number
+  /** Where in the memory file this thread's part begins, a multiple of 4096. Default 0. */
+  readonly memoryOffsetBytes?: number
   readonly kickFd: number
   readonly callFd: number
   readonly queueSize: number
@@ -752,7 +754,10 @@ export interface NativeDriverThreadOptions {
   readonly requestCountMax: number
   readonly durationMs: number
   readonly blockBytes: number
+  /** Size of the disk, or of its part that this load keeps to. */
   readonly capacityBytes: number
+  /** Where that part begins, in units of 512 bytes. Default 0. */
+  readonly firstSector?: number
   /** 0 to 100: share of writes; the rest are reads. */
   readonly writePercent: number
   /**

@@ -40,6 +40,8 @@ os::DriverOptions read_options(OptionReader& reader) {
   };
   return {.memory_fd = fd("memoryFd"),
           .memory_bytes = u64("memoryBytes", 1),
+          .memory_offset_bytes = static_cast<std::uint64_t>(
+              reader.integer_or("memoryOffsetBytes", 0, 0, std::int64_t{1} << 40)),
           .kick_fd = fd("kickFd"),
           .call_fd = fd("callFd"),
           .queue_size = u32("queueSize", 4, kSplitQueueSizeMax),
@@ -48,6 +50,8 @@ os::DriverOptions read_options(OptionReader& reader) {
           .request_count_max = u64("requestCountMax", 0),
           .duration_ms = u64("durationMs", 0, std::numeric_limits<std::int32_t>::max()),
           .stall_ms = u32("stallMs", 1, std::numeric_limits<std::int32_t>::max()),
+          .first_sector = static_cast<std::uint64_t>(
+              reader.integer_or("firstSector", 0, 0, kSafeIntegerMax / kSectorBytes)),
           .load = {.block_bytes = u32("blockBytes", kSectorBytes, std::int64_t{1} << 30),
                    .capacity_bytes = u64("capacityBytes", 0),
                    .write_percent = u32("writePercent", 0, 100),

@@ -37,6 +37,11 @@ std::int64_t OptionReader::integer(const char* name, std::int64_t smallest, std:
   return 0;
 }
 
+std::int64_t OptionReader::integer_or(const char* name, std::int64_t fallback, std::int64_t smallest,
+                                      std::int64_t largest) {
+  return value(name).IsUndefined() ? fallback : integer(name, smallest, largest);
+}
+
 bool OptionReader::boolean(const char* name) {
   const Napi::Value given = value(name);
   if (failed()) return false;

@@ -18,6 +18,9 @@ class OptionReader {
   [[nodiscard]] bool failed() const { return failed_; }
 
   [[nodiscard]] std::int64_t integer(const char* name, std::int64_t smallest, std::int64_t largest);
+  // As integer(), and `fallback` when the property is left out.
+  [[nodiscard]] std::int64_t integer_or(const char* name, std::int64_t fallback, std::int64_t smallest,
+                                        std::int64_t largest);
   [[nodiscard]] bool boolean(const char* name);
   // A bigint of 64 bits without sign.
   [[nodiscard]] std::uint64_t address(const char* name);

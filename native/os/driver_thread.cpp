@@ -50,7 +50,7 @@ Plan plan_for(const DriverOptions& options) noexcept {
   Plan plan{};
   plan.depth = std::min(options.load.queue_depth, options.queue_size / (options.indirect ? 1 : kBuffersPerRequest));
   // The first page stays empty: to some, a ring at address 0 is no ring.
-  plan.ring = split_layout(kPageBytes, options.queue_size);
+  plan.ring = split_layout(options.memory_offset_bytes + kPageBytes, options.queue_size);
   plan.requests_address = align(plan.ring.end_address);
   plan.data_address = align(plan.requests_address + plan.depth * sizeof(RequestMemory));
   plan.data_stride_bytes = align(options.load.block_bytes);
@@ -76,6 +76,7 @@ std::optional<Complaint> complaint_about(const DriverOptions& options) {
   if (!std::has_single_bit(options.queue_size)) return Complaint{"queueSize", "a power of two"};
   if (load.block_bytes % kSectorBytes != 0) return Complaint{"blockBytes", "a multiple of 512"};
   if (load.capacity_bytes < load.block_bytes) return Complaint{"capacityBytes", "at least one block"};
+  if (options.memory_offset_bytes % 4096 != 0) return Complaint{"memoryOffsetBytes", "a multiple of 4096"};
   const std::uint64_t needed_bytes = plan_for(options).end_address;
   if (options.memory_bytes >= needed_bytes) return std::nullopt;
   return Complaint{"memoryBytes", "at least " + std::to_string(needed_bytes) + " for this ring, depth and block size"};
@@ -184,7 +185,7 @@ class DriverThread::Load {
     RequestMemory& memory = requests_[slot];
     const BlockRequest request = blocks_.begin(data_of(slot));
     in_flight_[slot].request = request;
-    memory.header = {request.is_write ? kBlockOut : kBlockIn, 0, request.sector};
+    memory.header = {request.is_write ? kBlockOut : kBlockIn, 0, options_.first_sector + request.sector};
     memory.status = kStatusUnwritten;
     const Driver::Buffer buffers[kBuffersPerRequest] = {{address_of(&memory.header), sizeof(BlockHeader)},
                                                         {address_of(data_of(slot)), options_.load.block_bytes},

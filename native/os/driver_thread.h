@@ -18,6 +18,7 @@ namespace hushring::os {
 struct DriverOptions {
   int memory_fd;               // the memory file shared with the device; guest address = user address = offset
   std::uint64_t memory_bytes;  // its size
+  std::uint64_t memory_offset_bytes = 0;  // where this driver's part of it begins, a multiple of 4096
   int kick_fd;                 // eventfds, borrowed until close()
   int call_fd;
   std::uint32_t queue_size;  // a power of two, 4 to 32768
@@ -26,6 +27,7 @@ struct DriverOptions {
   std::uint64_t request_count_max;  // ends the load after so many requests; 0: never
   std::uint64_t duration_ms;        // ends the load after so long; 0: never
   std::uint32_t stall_ms;           // how long a wait for a signal may last before the driver looks at the ring
+  std::uint64_t first_sector = 0;   // where on the disk the load's part of it begins
   BlockLoadOptions load;            // its queue depth is cut to what the ring holds
 };
 

@@ -6,7 +6,9 @@ import { formatTable } from './table.ts'
 export interface BenchOptions {
   /** Where the back-end listens. */
   readonly socket: string
-  /** Requests in flight; one run each. */
+  /** Queues, each driven by a thread of its own. */
+  readonly queues: number
+  /** Requests in flight in each queue; one run each. */
   readonly depth: readonly number[]
   /** Length of a run. */
   readonly seconds: number
@@ -26,6 +28,7 @@ export async function bench(options: BenchOptions): Promise<number> {
   for (const queueDepth of options.depth) {
     const result = await loadBlockDevice({
       socketPath: options.socket,
+      queueCount: options.queues,
       queueDepth,
       durationMs: options.seconds * 1000,
       blockBytes: options.blockSize,

@@ -13,6 +13,7 @@ const OPTION_NAMES: Readonly<Record<string, string>> = {
   socketPath: '--socket',
   listenFd: 'the socket of the service manager (LISTEN_FDS)',
   'queues.countMax': '--queues',
+  queueCount: '--queues',
   'queues.sizeMax': '--queue-size-max',
   serial: '--serial',
   name: '--create',

@@ -71,10 +71,11 @@ function addBench(parent: Command, action: (options: BenchOptions) => Promise<vo
     .description("drive a vhost-user disk, hushring's or anybody's, and count what it costs to notify")
     .requiredOption('--socket <path>', 'where the back-end listens')
     .addOption(
-      new Option('--depth <n,…>', 'requests in flight, one run for each')
+      new Option('--depth <n,…>', 'requests in flight in each queue, one run for each')
         .default([1, 8, 32, 128], '1,8,32,128')
         .argParser((text: string) => text.split(',').map(parseCount)),
     )
+    .option('--queues <n>', 'queues to use, a thread drives each', parseCount, 1)
     .option('--seconds <n>', 'length of a run', parseCount, 2)
     .addOption(
       new Option('--block-size <size>', 'size of a request').default(4096, '4KiB').argParser(parseSize),

@@ -1,9 +1,10 @@
+import { optionRangeError } from '../errors.ts'
 import { capacityOfConfig } from '../handlers/block/virtio-blk.ts'
 import { type NativeDriverThread, native } from '../native.ts'
 import { integerIn, refuseUnknownOptions } from '../options.ts'
 import { RingFeature } from '../ring/features.ts'
 import { countOf, figuresOf } from '../transport/loopback.ts'
-import { MiB } from '../units.ts'
+import { MiB, SECTOR_BYTES } from '../units.ts'
 import { processVitals } from './hostile/process-vitals.ts'
 import { SharedMemory } from './shared-memory.ts'
 import { VhostUserFrontEnd } from './vhost-user-front-end.ts'
@@ -12,7 +13,9 @@ import { VhostUserFrontEnd } from './vhost-user-front-end.ts'
 export interface BlockLoadOptions {
   /** Where a vhost-user-blk back-end listens, of whoever made it. */
   readonly socketPath: string
-  /** Requests in flight, 1 to `queueSize`. Default 32. */
+  /** Queues, 1 to 64, each with a driver thread and, so that what is verified is its own, a part of the disk. Default 1. */
+  readonly queueCount?: number
+  /** Requests in flight in each queue, 1 to `queueSize`. Default 32. */
   readonly queueDepth?: number
   /** How long, 1 to 86,400,000 ms. Default 1000. */
   readonly durationMs?: number
@@ -36,7 +39,7 @@ export interface BlockLoadResult {
   readonly elapsedMs: number
   /** Requests a second. */
   readonly iops: number
-  /** From submit to reap, to within 1/64. */
+  /** From submit to reap, to within 1/64. Of several queues, the slowest one's. */
   readonly p50Micros: number
   readonly p99Micros: number
   readonly p999Micros: number
@@ -60,62 +63,96 @@ export interface BlockLoadResult {
 /** A wait for a signal that lasts so long is looked into. */
 const STALL_MS = 1000
 
+/** Where the data of a request begins; the ring of a queue lies before. */
+const QUEUE_BYTES = 2 * MiB
+
+/** One queue and the thread that drives it. */
+interface Driver {
+  readonly thread: NativeDriverThread
+  readonly kickFd: number
+  readonly callFd: number
+}
+
 /**
- * Drives a vhost-user-blk back-end from a thread of its own, one request after the other kept in flight up to a depth,
- * each published and kicked for on its own as those of independent programs are. The thread sleeps when it has nothing
- * to do.
+ * Drives a vhost-user-blk back-end, each queue from a thread of its own: one request after the other kept in flight up to
+ * a depth, each published and kicked for on its own as those of independent programs are. A thread sleeps when it has
+ * nothing to do.
  *
  * @throws `BackEndError` when the back-end refuses the front-end, an `Error` of the system when nobody listens,
- * RangeError for an option out of its range
+ * RangeError for an option out of its range, or when the back-end has fewer queues
  */
 export async function loadBlockDevice(options: BlockLoadOptions): Promise<BlockLoadResult> {
   const load = checkedOptions(options)
+  const partBytes = QUEUE_BYTES + load.queueDepth * (Math.ceil(load.blockBytes / 4096) * 4096 + 4096)
   const memory = new SharedMemory({
-    sizeBytes: 2 * MiB + load.queueDepth * (load.blockBytes + 8192),
+    sizeBytes: load.queueCount * partBytes,
     guestAddress: 0n,
     userAddress: 0n,
   })
-  const [kickFd, callFd] = [native.eventfdCreate(), native.eventfdCreate()]
+  const drivers: Driver[] = []
   const frontEnd = VhostUserFrontEnd.connect(load.socketPath)
-  let driver: NativeDriverThread | undefined
   try {
     await frontEnd.handshake({ features: load.eventIdx ? -1n : ~RingFeature.EVENT_IDX })
+    await expectQueues(frontEnd, load.queueCount)
     const { eventIdx } = frontEnd
-    driver = native.startDriverThread({
-      ...load,
-      memoryFd: memory.fd,
-      memoryBytes: memory.sizeBytes,
-      kickFd,
-      callFd,
-      eventIdx,
-      indirect: (frontEnd.features & RingFeature.INDIRECT_DESC) !== 0n,
-      suppress: true,
-      requestCountMax: 0,
-      capacityBytes: await capacityOf(frontEnd),
-      stallMs: STALL_MS,
-    })
+    const partBlocks = Math.floor((await capacityOf(frontEnd)) / load.blockBytes / load.queueCount)
+    for (let index = 0; index < load.queueCount; index++) {
+      const [kickFd, callFd] = [native.eventfdCreate(), native.eventfdCreate()]
+      const thread = native.startDriverThread({
+        ...load,
+        memoryFd: memory.fd,
+        memoryBytes: memory.sizeBytes,
+        memoryOffsetBytes: index * partBytes,
+        kickFd,
+        callFd,
+        eventIdx,
+        indirect: (frontEnd.features & RingFeature.INDIRECT_DESC) !== 0n,
+        suppress: true,
+        requestCountMax: 0,
+        firstSector: (index * partBlocks * load.blockBytes) / SECTOR_BYTES,
+        capacityBytes: partBlocks * load.blockBytes,
+        seed: load.seed + index,
+        stallMs: STALL_MS,
+      })
+      drivers.push({ thread, kickFd, callFd })
+    }
     await frontEnd.setMemory(memory)
-    const { descriptorAddress: descriptor, availableAddress: available, usedAddress: used } = driver
-    await frontEnd.startQueue(0, {
-      size: load.queueSize,
-      addresses: { descriptor, available, used },
-      kickFd,
-      callFd,
+    for (const [index, driver] of drivers.entries()) await startQueue(frontEnd, index, driver, load.queueSize)
+    const cpuMs = await cpuMsOf(frontEnd.backEndPid, async () => {
+      await Promise.all(drivers.map(({ thread }) => ended(thread)))
     })
-    const cpuMs = await cpuMsOf(frontEnd.backEndPid, () => ended(driver!))
-    await frontEnd.stopQueue(0)
-    return { ...resultOf(driver), eventIdx, ...cpuMs }
+    for (const index of drivers.keys()) await frontEnd.stopQueue(index)
+    return { ...sumOf(drivers.map(({ thread }) => resultOf(thread))), eventIdx, ...cpuMs }
   } finally {
-    driver?.close()
+    for (const { thread } of drivers) thread.close()
     frontEnd.close()
-    for (const fd of [kickFd, callFd]) native.closeFd(fd)
+    for (const fd of drivers.flatMap(({ kickFd, callFd }) => [kickFd, callFd])) native.closeFd(fd)
     memory.close()
   }
+}
+
+async function expectQueues(frontEnd: VhostUserFrontEnd, queueCount: number): Promise<void> {
+  if (queueCount === 1) return
+  const offeredCount = await frontEnd.queueCount()
+  if (queueCount > offeredCount) {
+    throw optionRangeError('queueCount', `at most ${offeredCount}, the queues of the back-end`, queueCount)
+  }
+}
+
+function startQueue(
+  frontEnd: VhostUserFrontEnd,
+  index: number,
+  { thread, kickFd, callFd }: Driver,
+  size: number,
+): Promise<void> {
+  const { descriptorAddress: descriptor, availableAddress: available, usedAddress: used } = thread
+  return frontEnd.startQueue(index, { size, addresses: { descriptor, available, used }, kickFd, callFd })
 }
 
 function checkedOptions(options: BlockLoadOptions): Required<BlockLoadOptions> {
   const { socketPath, verify = false, eventIdx = true, ...numbers } = options
   refuseUnknownOptions(numbers, [
+    'queueCount',
     'queueDepth',
     'durationMs',
     'blockBytes',
@@ -129,6 +166,7 @@ function checkedOptions(options: BlockLoadOptions): Required<BlockLoadOptions> {
     verify,
     eventIdx,
     queueSize,
+    queueCount: integerIn('queueCount', options.queueCount ?? 1, 1, 64),
     queueDepth: integerIn('queueDepth', options.queueDepth ?? 32, 1, queueSize),
     durationMs: integerIn('durationMs', options.durationMs ?? 1000, 1, 86_400_000),
     blockBytes: integerIn('blockBytes', options.blockBytes ?? 4096, 512, MiB),
@@ -171,9 +209,30 @@ function cpuMsOfProcess(pid: number): number | undefined {
   }
 }
 
-function resultOf(
-  driver: NativeDriverThread,
-): Omit<BlockLoadResult, 'eventIdx' | 'frontEndCpuMs' | 'backEndCpuMs'> {
+type QueueResult = Omit<BlockLoadResult, 'eventIdx' | 'frontEndCpuMs' | 'backEndCpuMs'>
+
+/** What several queues came to together. */
+function sumOf(queues: readonly QueueResult[]): QueueResult {
+  const sum = (pick: (queue: QueueResult) => number): number =>
+    queues.reduce((total, queue) => total + pick(queue), 0)
+  const max = (pick: (queue: QueueResult) => number): number => Math.max(...queues.map(pick))
+  return {
+    requests: sum(({ requests }) => requests),
+    elapsedMs: max(({ elapsedMs }) => elapsedMs),
+    iops: sum(({ iops }) => iops),
+    p50Micros: max(({ p50Micros }) => p50Micros),
+    p99Micros: max(({ p99Micros }) => p99Micros),
+    p999Micros: max(({ p999Micros }) => p999Micros),
+    kicks: sum(({ kicks }) => kicks),
+    signals: sum(({ signals }) => signals),
+    lostSignals: sum(({ lostSignals }) => lostSignals),
+    stalls: sum(({ stalls }) => stalls),
+    failedRequests: sum(({ failedRequests }) => failedRequests),
+    mismatchedBytes: sum(({ mismatchedBytes }) => mismatchedBytes),
+  }
+}
+
+function resultOf(driver: NativeDriverThread): QueueResult {
   const figures = figuresOf(driver)
   return {
     ...figures,

@@ -7,9 +7,9 @@ import { hushring } from '../helpers/back-ends.ts'
 import { start, temporaryDirectory } from '../helpers/processes.ts'
 
 /** Serves a disk in this process. @returns where */
-async function serve(t: ExecutionContext, device: BlockDevice): Promise<string> {
+async function serve(t: ExecutionContext, device: BlockDevice, queueCount = 1): Promise<string> {
   const socketPath = join(await temporaryDirectory(t), 'bench.sock')
-  const server = await vhostUser.listen({ socketPath, device })
+  const server = await vhostUser.listen({ socketPath, device, queues: { countMax: queueCount } })
   t.teardown(() => server.close())
   return socketPath
 }
@@ -37,6 +37,22 @@ test('a load counts what it costs to notify, and verifies every byte', async (t)
   t.true(result.signals > 0 && result.signals <= result.requests)
   t.true(result.p50Micros <= result.p99Micros && result.p99Micros <= result.p999Micros)
   t.true(result.backEndCpuMs! > 0)
+})
+
+test('two queues are driven by two threads, each on its part of the disk', async (t) => {
+  const socketPath = await serve(t, memoryDisk({ capacityBytes: 8 * MiB }), 2)
+  const load = { socketPath, queueDepth: 8, durationMs: 200, writePercent: 50, verify: true }
+  const result = await loadBlockDevice({ ...load, queueCount: 2 })
+  t.true(result.requests > 100)
+  // Two loads on the same blocks would read what the other one wrote.
+  t.is(result.failedRequests + result.mismatchedBytes + result.lostSignals + result.stalls, 0)
+  await t.throwsAsync(loadBlockDevice({ ...load, queueCount: 3 }), { message: /queueCount.*at most 2/ })
+})
+
+test('control: two queues on a disk that forgets what is written are found out', async (t) => {
+  const socketPath = await serve(t, nullDisk({ capacityBytes: 8 * MiB }), 2)
+  const result = await loadBlockDevice({ socketPath, queueCount: 2, durationMs: 50, verify: true })
+  t.true(result.mismatchedBytes > 0)
 })
 
 test('without event indices a load is one of flags', async (t) => {
