@@ -14,6 +14,7 @@ const OPTION_NAMES: Readonly<Record<string, string>> = {
   listenFd: 'the socket of the service manager (LISTEN_FDS)',
   'queues.countMax': '--queues',
   queueCount: '--queues',
+  workers: '--workers',
   'queues.sizeMax': '--queue-size-max',
   serial: '--serial',
   name: '--create',

@@ -5,6 +5,7 @@ import type { SuppressionPolicy } from '../notify/suppression.ts'
 import type { BenchOptions } from './bench.ts'
 import type { DemoOptions } from './demo.ts'
 import { parseDevice } from './device-option.ts'
+import { type FromText, rememberText } from './from-text.ts'
 import type { LitmusCommandOptions } from './litmus.ts'
 import { LOG_LEVELS } from './log.ts'
 import type { ServeTcmuOptions } from './serve-tcmu.ts'
@@ -109,7 +110,8 @@ function addServeVhostUser(parent: Command, action: (options: ServeVhostUserOpti
   addDeviceOptions(command, 'blk, rng or a module such as ./my-device.js')
   command
     .optionsGroup('The rings:')
-    .option('--queues <n>', 'most virtqueues', parseCount, 1)
+    .option('--queues <n>', 'most virtqueues (default: 1, or one for each worker)', parseCount)
+    .option('--workers <n>', 'spread the queues over so many threads', parseCount)
     .option('--queue-size-max <n>', 'largest ring, a power of two', parseCount, 1024)
     .option('--no-event-idx', 'suppress notifications by flags only')
     .addOption(
@@ -192,7 +194,8 @@ function policyOption(
   description: string,
   parse: (text: string) => SuppressionPolicy,
 ): Option {
-  return new Option(flags, description).default(parse('adaptive'), 'adaptive').argParser(parse)
+  const read = rememberText(parse)
+  return new Option(flags, description).default(read('adaptive'), 'adaptive').argParser(read)
 }
 
 const STORE_NAMES = ['null', 'memory', 'file']
@@ -223,9 +226,11 @@ function parseBlockSize(text: string): 512 | 4096 {
   throw new InvalidArgumentError('Use 512 or 4096.')
 }
 
-function addLayer(text: string, layers: readonly Layer[] = []): readonly Layer[] {
+const readLayer = rememberText(layerFromText)
+
+function addLayer(text: string, layers: readonly FromText<Layer>[] = []): readonly FromText<Layer>[] {
   try {
-    return [...layers, layerFromText(text)]
+    return [...layers, readLayer(text)]
   } catch (error) {
     throw new InvalidArgumentError((error as Error).message)
   }
@@ -283,6 +288,8 @@ Examples:
     hushring serve vhost-user --socket ./d.sock --memory 256MiB --layer fault:errorPercent=1 --layer trace
   A disk for the length of one command:
     hushring serve vhost-user --memory 64MiB --run 'blkio-bench virtio-blk-vhost-user path=$socket'
+  Two queues, each served by a thread of its own:
+    hushring serve vhost-user --socket ./d.sock --file disk.img --workers 2
   A device of your own, with statistics to look at:
     hushring serve vhost-user --socket ./d.sock --device ./my-device.js --stats stats.json
 `

@@ -5,6 +5,7 @@ import { compose, type Layer } from '../handlers/handler.ts'
 import { entropyDevice } from '../handlers/index.ts'
 import type { Logger } from '../transport/logger.ts'
 import { type DeviceChoice, loadDevice } from './device-option.ts'
+import type { FromText } from './from-text.ts'
 import { checkStoreOptions, namesStore, openStore, type StoreOptions } from './store-options.ts'
 import { UsageError } from './usage-error.ts'
 
@@ -12,7 +13,7 @@ import { UsageError } from './usage-error.ts'
 export interface ServedDeviceOptions extends StoreOptions {
   readonly device: DeviceChoice
   /** Outermost first. */
-  readonly layer?: readonly Layer[]
+  readonly layer?: readonly FromText<Layer>[]
   readonly stats?: string
 }
 

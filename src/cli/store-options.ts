@@ -1,5 +1,5 @@
 import type { BlockDevice } from '../handlers/device.ts'
-import { fileDisk, memoryDisk, nullDisk } from '../handlers/index.ts'
+import { fileDisk, memoryDisk, nullDisk, sharedMemoryDisk } from '../handlers/index.ts'
 import { formatSize } from './sizes.ts'
 import { UsageError } from './usage-error.ts'
 
@@ -7,6 +7,8 @@ import { UsageError } from './usage-error.ts'
 export interface StoreOptions {
   readonly null?: number
   readonly memory?: number
+  /** The bytes of `memory`, where several threads serve them. */
+  readonly sharedMemory?: SharedArrayBuffer
   readonly file?: string
   /** Only with `file`. */
   readonly size?: number
@@ -16,6 +18,17 @@ export interface StoreOptions {
   readonly readOnly?: boolean
   readonly serial?: string
 }
+
+/** Names of {@link StoreOptions}, without what every disk has. */
+export const STORE_OPTION_NAMES = [
+  'null',
+  'memory',
+  'file',
+  'size',
+  'followSymlinks',
+  'readOnly',
+  'serial',
+] as const satisfies (keyof StoreOptions)[]
 
 /**
  * Checks that the options name exactly one store of whole blocks. (That they name not two is checked where they are
@@ -64,6 +77,7 @@ export async function openStore(options: StoreOptions): Promise<BlockDevice> {
       ...(sizeBytes !== undefined && { sizeBytes, create: !readOnly }),
     })
   }
+  if (options.sharedMemory !== undefined) return sharedMemoryDisk({ buffer: options.sharedMemory, ...shape })
   if (options.memory !== undefined) return memoryDisk({ capacityBytes: options.memory, ...shape })
   return nullDisk({ capacityBytes: options.null!, ...shape })
 }

@@ -26,6 +26,16 @@ export interface ModuleAddress {
   readonly options: unknown
 }
 
+/**
+ * The URL of a module of ours: it is TypeScript in a clone and JavaScript in the package.
+ *
+ * @param name without the end, relative to the asking module
+ * @param ownUrl `import.meta.url` of that
+ */
+export function siblingModule(name: string, ownUrl: string): URL {
+  return new URL(`${name}${ownUrl.endsWith('.ts') ? '.ts' : '.js'}`, ownUrl)
+}
+
 /** True for what looks like a {@link ModuleExport}; {@link addressOf} checks the rest. */
 export function isModuleExport(value: unknown): value is ModuleExport {
   return typeof value === 'object' && value !== null && 'module' in value

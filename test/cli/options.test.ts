@@ -153,6 +153,7 @@ test('bench takes a list of depths', async (t) => {
     blockSize: 4096,
     writes: 0,
     queueSize: 256,
+    queues: 1,
     eventIdx: true,
   })
   t.deepEqual((await parse('bench', '--socket', 'd.sock', '--depth', '4,16')).options.depth, [4, 16])
@@ -176,7 +177,6 @@ test('the options of serve vhost-user have their defaults', async (t) => {
     device: { kind: 'blk' },
     blockSize: 512,
     socketMode: 0o600,
-    queues: 1,
     queueSizeMax: 1024,
     eventIdx: true,
     logLevel: 'info',
@@ -199,13 +199,16 @@ test('every option of serve vhost-user is passed on', async (t) => {
     ],
     ...['--queue-size-max', '256', '--read-only', '--serial', 'A1', '--block-size', '4096', '--no-event-idx'],
     ...['--suppression', 'immediate', '--layer', 'trace', '--layer', 'retry:count=3', '--strict'],
-    ...['--watchdog', '500'],
+    ...['--watchdog', '500', '--workers', '3'],
     ...['--stats', 'stats.json', '--log-level', 'debug', '--json', '--run', 'ls $socket'],
     ...['--follow-symlinks', '--socket-mode', '660'],
   )
   const { suppression, layer, ...others } = options
   t.is((suppression as (load: unknown) => unknown)({}), 'now')
-  t.is((layer as unknown[]).length, 2)
+  t.deepEqual(
+    (layer as { text: string }[]).map(({ text }) => text),
+    ['trace', 'retry:count=3'],
+  )
   t.deepEqual(others, {
     file: 'disk.img',
     size: 2 ** 30,
@@ -213,6 +216,7 @@ test('every option of serve vhost-user is passed on', async (t) => {
     followSymlinks: true,
     socketMode: 0o660,
     queues: 4,
+    workers: 3,
     queueSizeMax: 256,
     readOnly: true,
     serial: 'A1',
@@ -253,6 +257,7 @@ test(isRefused, 'serve vhost-user --memory 1X', /argument '1X' is invalid. There
 test(isRefused, 'serve vhost-user --block-size 1024', /Use 512 or 4096/)
 test(isRefused, 'serve vhost-user --queues 0', /Write a whole number from 1/)
 test(isRefused, 'serve vhost-user --queues four', /Write a whole number from 1/)
+test(isRefused, 'serve vhost-user --workers 0', /Write a whole number from 1/)
 test(isRefused, 'serve vhost-user --log-level loud', /Allowed choices are error, warn, info, debug/)
 test(isRefused, 'serve vhost-user --layer cahce:sizeBytes=1MiB', /'--layer .*unknown layer `cahce`.*cache/)
 test(isRefused, 'serve vhost-user --layer retry:count=many', /'--layer .*`retry:count` to be a whole number/)

@@ -6,7 +6,7 @@ import { dirname, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import test, { type ExecutionContext } from 'ava'
 import { native } from '../../src/native.ts'
-import { VhostUserFrontEnd, VhostUserGuest } from '../../src/testing/index.ts'
+import { loadBlockDevice, VhostUserFrontEnd, VhostUserGuest } from '../../src/testing/index.ts'
 import { socketPair } from '../../src/testing/socket-pair.ts'
 import { hushring } from '../helpers/back-ends.ts'
 import { temporaryDirectory } from '../helpers/processes.ts'
@@ -135,6 +135,45 @@ test('logs are lines on stderr, and JSON on request', async (t) => {
     .map((line) => JSON.parse(line))
   t.true(lines.length > 0)
   for (const line of lines) t.deepEqual(Object.keys(line), ['time', 'level', 'message'])
+})
+
+// ---- Worker threads ---------------------------------------------------------------------------------------------------
+
+const onWorkers = test.macro({
+  async exec(t, words: (folder: string) => readonly string[]) {
+    const socket = await socketPath(t)
+    const stats = join(dirname(socket), 'stats.json')
+    const store = words(dirname(socket))
+    const server = await serveReady(t, ['--socket', socket, ...store, '--workers', '2', '--stats', stats])
+    const load = { socketPath: socket, queueCount: 2, queueDepth: 4, durationMs: 100 }
+    const result = await loadBlockDevice({ ...load, writePercent: 50, verify: true })
+    t.true(result.requests > 0)
+    t.is(result.failedRequests + result.mismatchedBytes + result.lostSignals + result.stalls, 0)
+    server.process.kill('SIGTERM')
+    t.is(await server.end, 0, server.output.stderr)
+    const counts = JSON.parse(await readFile(stats, 'utf8'))
+    t.true(counts.reads > 0 && counts.writes > 0)
+    t.like(counts, { errors: 0, inFlight: 0, lostNotifications: 0, brokenQueues: 0, connections: 1 })
+  },
+  title: (title) => `two queues on two workers serve ${title}, and every byte is right`,
+})
+test('a disk in memory', onWorkers, () => ['--memory', '8MiB', '--layer', 'retry:count=1'])
+test('a file that the first one makes', onWorkers, (folder) => [
+  ...['--file', join(folder, 'disk.img'), '--size', '8MiB', '--suppression', 'immediate'],
+])
+
+test('a worker that ends ends the server with status 1, and the command too', async (t) => {
+  const device = await writeModule(
+    t,
+    `import { blockDevice } from 'hushring'
+    export default () => blockDevice({ capacityBytes: 1 << 20, read: () => process.exit(5) })`,
+  )
+  const server = await serveReady(t, ['--device', device, '--workers', '2', '--run', 'echo; sleep 1000'])
+  const socket = /^ready vhost-user (.*)$/m.exec(server.output.stdout)![1]!
+  await t.throwsAsync(loadBlockDevice({ socketPath: socket, durationMs: 60_000 }).then(() => t.fail()))
+  t.is(await server.end, 1)
+  t.regex(server.output.stderr, /error: worker 0 has ended: it exited with 5/)
+  t.false(existsSync(dirname(socket)))
 })
 
 // ---- A command of the user's ---------------------------------------------------------------------------------------
@@ -419,6 +458,26 @@ test(
 test(isWrongUsage, `--socket /tmp/${'d'.repeat(110)} --memory 1MiB`, /expected --socket to be .* 107 bytes/)
 test(isWrongUsage, '--socket SOCKET --device rng --block-size 4096', /--block-size are for --device blk/)
 test(isWrongUsage, '--socket SOCKET --device rng --layer trace', /--layer is for disks/)
+test(
+  isWrongUsage,
+  '--socket SOCKET --null 1MiB --workers 2 --queues 1',
+  /--workers 2 is more than --queues 1/,
+)
+test(
+  isWrongUsage,
+  '--socket SOCKET --null 1MiB --workers 65',
+  /expected --workers to be an integer from 0 to 64/,
+)
+test(
+  isWrongUsage,
+  '--socket SOCKET --null 1MiB --workers 2 --layer cache:sizeBytes=64KiB',
+  /--layer cache is for one thread/,
+)
+test(
+  isWrongUsage,
+  '--socket SOCKET --memory 7TiB --workers 2',
+  /--memory 7TiB is more than workers can share/,
+)
 test(isWrongUsage, '--socket SOCKET --memory 1MiB --nope', /unknown option '--nope'/)
 
 const fails = test.macro({
@@ -434,6 +493,12 @@ test(
   'a file that does not exist',
   fails,
   async (_, folder) => ['--socket', join(folder, 's'), '--file', join(folder, 'no')],
+  /no.*does not exist/,
+)
+test(
+  'a file that does not exist, with workers',
+  fails,
+  async (_, folder) => ['--socket', join(folder, 's'), '--file', join(folder, 'no'), '--workers', '2'],
   /no.*does not exist/,
 )
 test(

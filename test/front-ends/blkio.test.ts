@@ -1,9 +1,10 @@
 import { randomBytes } from 'node:crypto'
 import { open, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { serveWithHushring } from '../helpers/back-ends.ts'
 import { type BlkioWorkload, blkioBench, blkioCopyIn, blkioCopyOut, blkioInfo } from '../helpers/blkio.ts'
 import { type Scope, temporaryDirectory } from '../helpers/processes.ts'
-import { onEachBackEnd } from '../helpers/scenarios.ts'
+import { onEachBackEnd, testWith } from '../helpers/scenarios.ts'
 import { blkioTools } from '../helpers/tools.ts'
 
 const { info, copy, bench } = blkioTools
@@ -85,3 +86,12 @@ for (const [name, workload] of Object.entries(workloads)) {
     await backEnd.stop()
   })
 }
+
+testWith([bench], 'hushring: libblkio does random writes on two queues that two workers serve', async (t) => {
+  const store = { imagePath: await imageOf(t) }
+  const backEnd = await serveWithHushring(t, { store, queueCount: 2 }, ['--workers', '2'])
+  const workload = { readWrite: 'randwrite', ioDepth: 32, threadCount: 2, runtimeSeconds: 1 } as const
+  const result = await blkioBench({ ...workload, socketPath: backEnd.socketPath })
+  t.true(result.iops > 0)
+  await backEnd.stop()
+})

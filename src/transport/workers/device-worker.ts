@@ -77,7 +77,8 @@ export class DeviceWorker {
       })
       return { worker, device: device as WorkerDevice }
     } catch (error) {
-      await worker.end(0)
+      worker.#ending = true
+      await worker.#thread.terminate()
       throw error
     }
   }
@@ -114,19 +115,20 @@ export class DeviceWorker {
   /** Closes the device and ends the thread, by force when that takes longer than `graceMs`. */
   async end(graceMs: number): Promise<void> {
     this.#ending = true
-    if (graceMs > 0) this.#post({ kind: 'end' })
-    const late = setTimeout(() => this.#kill('has not closed its device in time'), graceMs)
+    this.#post({ kind: 'end' })
+    const late = setTimeout(() => this.#terminate('has not closed its device in time'), graceMs)
     await this.#exited
     clearTimeout(late)
   }
 
   /** Ends the thread because it does not answer; that is told as its death. */
   kill(): void {
-    if (this.#dead === undefined) this.#kill('does not answer')
+    if (this.#dead !== undefined) return
+    this.#uncaught = new Error('it did not answer and was ended')
+    this.#terminate('does not answer')
   }
 
-  #kill(why: string): void {
-    if (!this.#ending) this.#uncaught = new Error(`it was ended because it ${why}`)
+  #terminate(why: string): void {
     this.#logger.warn(`worker ${this.number} ${why} and is ended`)
     void this.#thread.terminate()
   }

@@ -1,9 +1,9 @@
 import { Worker } from 'node:worker_threads'
+import { siblingModule } from '../module-export.ts'
 import type { WorkerSetup } from './messages.ts'
 
 const own = import.meta.url
-/** This file is TypeScript in a clone and JavaScript in the package; so is the program of the thread. */
-const PROGRAM_URL = new URL(own.endsWith('.ts') ? './queue-worker.ts' : './queue-worker.js', own).href
+const PROGRAM_URL = siblingModule('./queue-worker', own).href
 /** A module of TypeScript that does nothing, in a clone and in the package, under a name that nobody else imports. */
 const PROBE_URL = new URL(own.endsWith('.ts') ? '../../units.ts?probe' : '../../../src/units.ts?probe', own)
   .href
