@@ -11,6 +11,7 @@ import { benchLoopback } from './loopback.ts'
 import { benchProcesses } from './processes.ts'
 import { benchTcmu } from './tcmu.ts'
 import { benchTcmuSimulator } from './tcmu-simulator.ts'
+import { benchWorkers } from './workers.ts'
 
 const { values } = parseArgs({
   options: { rounds: { type: 'string', default: '5' }, ms: { type: 'string', default: '500' } },
@@ -26,6 +27,8 @@ console.error('allocations …')
 const bytesPerRequest = await benchAllocations()
 console.error('vhost-user disks …')
 const frontEnd = await benchFrontEnd(roundCount)
+console.error('queues on workers …')
+const workers = await benchWorkers(roundCount)
 console.error('processes …')
 const processes = await benchProcesses(roundCount)
 console.error('blkio-bench …')
@@ -44,6 +47,8 @@ between tables. Driver and device share two cores; nothing is pinned unless it s
 request. [performance-log.md](performance-log.md) tells where the time goes, and what was tried.
 
 ${frontEnd}
+
+${workers}
 
 ${processes}
 

@@ -27,6 +27,7 @@ import {
   fileDisk,
   memoryDisk,
   nullDisk,
+  sharedMemoryDisk,
 } from '../../src/handlers/index.ts'
 import { type Completion, isCompletion } from '../../src/ring/request.ts'
 import { SegmentList } from '../../src/ring/segments.ts'
@@ -113,6 +114,20 @@ test('memoryDisk: any sequence of requests does what it does to a plain buffer',
     }),
     { numRuns: 60 },
   )
+})
+
+test('sharedMemoryDisk: any sequence of requests does what it does to a plain buffer, for whoever shares it', async (t) => {
+  await fc.assert(
+    fc.asyncProperty(steps(64, 8), async (program) => {
+      const buffer = new SharedArrayBuffer(32 * KiB)
+      const model = Buffer.alloc(buffer.byteLength)
+      t.is(await firstDifference(sharedMemoryDisk({ buffer }), model, program), undefined)
+      t.deepEqual(await readFrom(sharedMemoryDisk({ buffer }), 0, buffer.byteLength), model)
+    }),
+    { numRuns: 60 },
+  )
+  t.throws(() => sharedMemoryDisk({ buffer: new ArrayBuffer(512) as never }), { code: 'ERR_OPTION_TYPE' })
+  t.throws(() => sharedMemoryDisk({ buffer: new SharedArrayBuffer(500) }), { code: 'ERR_OPTION_RANGE' })
 })
 
 test('the comparison with a plain buffer notices a disk that forgets writes (control)', async (t) => {
