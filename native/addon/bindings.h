@@ -15,6 +15,7 @@ void register_sockets(Napi::Env env, Napi::Object exports);         // socket_bi
 void register_driver_threads(Napi::Env env, Napi::Object exports);  // driver_binding.cpp
 void register_litmus(Napi::Env env, Napi::Object exports);         // litmus_binding.cpp
 void register_files(Napi::Env env, Napi::Object exports);           // file_binding.cpp
+void register_file_rings(Napi::Env env, Napi::Object exports);      // file_ring_binding.cpp
 void register_tcmu_ports(Napi::Env env, Napi::Object exports);      // tcmu_port_binding.cpp
 void register_tcmu_queues(Napi::Env env, Napi::Object exports);     // tcmu_binding.cpp
 void register_tcmu_kernels(Napi::Env env, Napi::Object exports);    // tcmu_kernel_binding.cpp

@@ -19,6 +19,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   hushring::register_driver_threads(env, exports);
   hushring::register_litmus(env, exports);
   hushring::register_files(env, exports);
+  hushring::register_file_rings(env, exports);
   hushring::register_tcmu_ports(env, exports);
   hushring::register_tcmu_queues(env, exports);
   hushring::register_tcmu_kernels(env, exports);

@@ -1,0 +1,207 @@
+// Transfers through io_uring: what is moved in part goes on, what is too much waits, what is refused is told.
+#include <doctest/doctest.h>
+#include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <poll.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <span>
+#include <thread>
+#include <tuple>
+#include <vector>
+
+#include "os/file_ring.h"
+#include "os/memfd.h"
+#include "os/unique_fd.h"
+
+namespace {
+
+using namespace hushring::os;
+
+constexpr FileRingOptions kOptions{.entry_count = 8, .inline_bytes_max = 1 << 16, .alignment = 1};
+
+// Null, with a message, where this machine does not allow io_uring: then there is nothing to be tested.
+std::unique_ptr<FileRing> open_ring(int file, const FileRingOptions& options = kOptions) {
+  Result failure;
+  std::unique_ptr<FileRing> ring = FileRing::open(file, options, failure);
+  if (ring == nullptr) MESSAGE("not run: io_uring is refused with errno " << failure.error);
+  return ring;
+}
+
+// Goes on until `count` operations have ended.
+std::vector<FileRingEnd> ends_of(FileRing& ring, std::size_t count) {
+  std::vector<FileRingEnd> all;
+  std::array<FileRingEnd, 4> some{};
+  for (;;) {
+    for (std::size_t got = some.size(); got == some.size();) {
+      got = ring.turn(some);
+      all.insert(all.end(), some.begin(), some.begin() + static_cast<std::ptrdiff_t>(got));
+    }
+    if (all.size() >= count) return all;
+    pollfd ready{.fd = ring.fd(), .events = POLLIN, .revents = 0};
+    REQUIRE(::poll(&ready, 1, 10'000) == 1);
+  }
+}
+
+TEST_CASE("a ring moves the pieces of transfers to their places") {
+  const unsigned seed = std::random_device{}();
+  CAPTURE(seed);
+  std::mt19937 random(seed);
+  const auto below = [&](std::size_t end) { return std::uniform_int_distribution<std::size_t>(0, end - 1)(random); };
+  constexpr std::size_t kFileBytes = std::size_t{1} << 18;
+  const UniqueFd file(memfd_create("file_ring", kFileBytes, false).value);
+  // With an alignment the pieces, which have none, go through a buffer.
+  for (const std::size_t alignment : {std::size_t{1}, std::size_t{512}}) {
+    const auto ring = open_ring(file.get(), {.entry_count = 8, .inline_bytes_max = 1 << 16, .alignment = alignment});
+    if (ring == nullptr) return;
+    for (int round = 0; round < 30; ++round) {
+      const std::size_t offset = below(kFileBytes - 1);
+      std::vector<std::byte> source(1 + below(kFileBytes - offset));
+      for (std::byte& byte : source) byte = static_cast<std::byte>(random());
+      std::vector<std::byte> target(source.size());
+      const auto transfer = [&](FileVerb verb, std::span<std::byte> bytes) {
+        const std::size_t piece_bytes = 1 + below(bytes.size());
+        for (std::size_t at = 0; at < bytes.size(); at += piece_bytes) {
+          ring->add_piece(bytes.subspan(at, std::min(piece_bytes, bytes.size() - at)));
+        }
+        const std::uint32_t number = ring->begin(verb, static_cast<std::int64_t>(offset));
+        const auto ends = ends_of(*ring, 1);
+        REQUIRE(ends.size() == 1);
+        CHECK(ends[0].number == number);
+        CHECK(ends[0].value == static_cast<std::int64_t>(bytes.size()));
+      };
+      transfer(FileVerb::kWrite, source);
+      transfer(FileVerb::kRead, target);
+      CHECK(target == source);
+    }
+  }
+}
+
+TEST_CASE("more pieces than the kernel takes at once are moved all the same") {
+  const UniqueFd file(memfd_create("file_ring", 8192, false).value);
+  const auto ring = open_ring(file.get());
+  if (ring == nullptr) return;
+  std::vector<std::byte> bytes(3000, std::byte{7});
+  for (std::byte& byte : bytes) ring->add_piece({&byte, 1});
+  std::ignore = ring->begin(FileVerb::kWrite, 100);
+  CHECK(ends_of(*ring, 1).at(0).value == 3000);
+}
+
+TEST_CASE("a transfer that the kernel does in part goes on until all of it is moved") {
+  std::array<int, 2> ends{};
+  REQUIRE(::pipe(ends.data()) == 0);
+  const UniqueFd reader(ends[0]);
+  UniqueFd writer(ends[1]);
+  const auto ring = open_ring(reader.get());
+  if (ring == nullptr) return;
+  std::vector<std::byte> target(200);
+  ring->add_piece(std::span(target).first(150));
+  ring->add_piece(std::span(target).subspan(150));
+  std::ignore = ring->begin(FileVerb::kRead, 0);
+  std::array<FileRingEnd, 4> none{};
+  const std::vector<std::byte> part(120, std::byte{5});
+  CHECK(::write(writer.get(), part.data(), 120) == 120);
+  CHECK(ring->turn(none) == 0);
+  CHECK(::write(writer.get(), part.data(), 80) == 80);
+  CHECK(ends_of(*ring, 1).at(0).value == 200);
+  CHECK(target == std::vector<std::byte>(200, std::byte{5}));
+
+  // At the end there is nothing to go on with.
+  ring->add_piece(target);
+  std::ignore = ring->begin(FileVerb::kRead, 0);
+  CHECK(::write(writer.get(), part.data(), 50) == 50);
+  CHECK(ring->turn(none) == 0);
+  writer.reset();
+  CHECK(ends_of(*ring, 1).at(0).value == 50);
+}
+
+TEST_CASE("more operations than the ring has room for all end") {
+  const UniqueFd file(memfd_create("file_ring", 1000, false).value);
+  const auto ring = open_ring(file.get());
+  if (ring == nullptr) return;
+  std::vector<std::byte> bytes(1000);
+  std::vector<bool> begun(1000);
+  for (std::size_t index = 0; index < bytes.size(); ++index) {
+    bytes[index] = static_cast<std::byte>(index);
+    ring->add_piece({&bytes[index], 1});
+    const std::uint32_t number = ring->begin(FileVerb::kWrite, static_cast<std::int64_t>(index));
+    REQUIRE(number < begun.size());
+    CHECK_FALSE(begun[number]);
+    begun[number] = true;
+  }
+  CHECK(ends_of(*ring, 1000).size() == 1000);
+  CHECK(ring->in_kernel_count() == 0);
+  CHECK(ring->waiting_count() == 0);
+  std::vector<std::byte> stored(1000);
+  CHECK(::pread(file.get(), stored.data(), 1000, 0) == 1000);
+  CHECK(stored == bytes);
+}
+
+TEST_CASE("a ring that ends waits for what the kernel still moves") {
+  std::array<int, 2> ends{};
+  REQUIRE(::pipe(ends.data()) == 0);
+  const UniqueFd reader(ends[0]);
+  const UniqueFd writer(ends[1]);
+  auto ring = open_ring(reader.get());
+  if (ring == nullptr) return;
+  std::array<std::byte, 1> target{};
+  ring->add_piece(target);
+  std::ignore = ring->begin(FileVerb::kRead, 0);
+  std::array<FileRingEnd, 4> none{};
+  CHECK(ring->turn(none) == 0);
+  CHECK(ring->in_kernel_count() == 1);
+  std::thread peer([&] {
+    const std::byte one{1};
+    CHECK(::write(writer.get(), &one, 1) == 1);
+  });
+  ring.reset();
+  CHECK(target[0] == std::byte{1});
+  peer.join();
+}
+
+TEST_CASE("what the kernel refuses is told by its errno") {
+  const UniqueFd file(::open("/dev/full", O_RDWR | O_CLOEXEC));
+  const auto ring = open_ring(file.get());
+  if (ring == nullptr) return;
+  std::array<std::byte, 16> bytes{};
+  ring->add_piece(bytes);
+  std::ignore = ring->begin(FileVerb::kWrite, 0);
+  CHECK(ends_of(*ring, 1).at(0).value == -ENOSPC);
+  std::ignore = ring->begin(FileVerb::kSync, 0);
+  CHECK(ends_of(*ring, 1).at(0).value == -EINVAL);
+}
+
+TEST_CASE("where io_uring is filtered the refusal is told") {
+  Result failure;
+  std::thread filtered([&] {
+    // For this thread alone: io_uring_setup gives EPERM, as in containers.
+    std::array<sock_filter, 4> program{{
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 425, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    }};
+    const sock_fprog filter{.len = program.size(), .filter = program.data()};
+    // An emulated kernel has no filters; then there is nothing to be tested.
+    failure.error = EPERM;
+    if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) return;
+    if (::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) != 0) return;
+    failure = {};
+    CHECK(FileRing::open(0, kOptions, failure) == nullptr);
+  });
+  filtered.join();
+  CHECK(failure.error == EPERM);
+}
+
+}  // namespace
