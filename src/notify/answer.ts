@@ -1,6 +1,7 @@
 import { isObservable, Observable, type OperatorFunction, type SchedulerLike, type Subscription } from 'rxjs'
 import { HushringError } from '../errors.ts'
 import { type Answer, type Handler, isPromiseLike } from '../handlers/handler.ts'
+import { afterBatch, enterBatchScope, leaveBatchScope } from '../ring/batch-scope.ts'
 import type { Batch } from '../ring/queue.ts'
 import { type Completion, isCompletion, type RingRequest } from '../ring/request.ts'
 import { turnScheduler } from './schedulers.ts'
@@ -30,8 +31,8 @@ export interface AnswerOptions<Io extends RingRequest = RingRequest> {
  * It throws, rejects, ends without a value, returns nonsense: a failed completion. It never settles: the deadline
  * answers. It settles twice or too late: ignored and counted. An error in one request never ends the stream.
  *
- * Emits how many completions were recorded: once for all synchronous answers of a batch, and once for each later
- * answer. Completes when the source has completed and every request is answered. When unsubscribed, it aborts the
+ * Emits how many completions were recorded: once for all answers of a batch that are there when it ends, and once for
+ * each later answer, or for all of them that a store settles together (see batch-scope.ts). Completes when the source has completed and every request is answered. When unsubscribed, it aborts the
  * signals of what is in flight and records no more.
  *
  * A promise or observable is never cut off from its memory: the memory stays pinned until it settles, even after
@@ -50,6 +51,8 @@ export function answer<Io extends RingRequest>(
       const inFlight = new Set<LateAnswer<Io>>()
       let sourceCompleted = false
       let answering = false
+      /** Later answers that are recorded and not yet emitted. */
+      let laterCount = 0
       let deadline: Subscription | undefined
 
       const record = (request: Io, completion: Completion): void => {
@@ -61,13 +64,22 @@ export function answer<Io extends RingRequest>(
         inFlight.delete(late)
         if (subscriber.closed) return
         record(late.request, completion)
-        subscriber.next(1)
+        // In the middle of its own batch it counts with that; among others that settle now, with those.
+        if (laterCount++ === 0 && !answering && !afterBatch(emitLater)) emitLater()
+      }
+
+      const emitLater = (): void => {
+        // Unsubscribed, or emitted with a batch of this queue that was answered meanwhile.
+        if (subscriber.closed || laterCount === 0) return
+        const count = laterCount
+        laterCount = 0
+        subscriber.next(count)
         completeIfThrough()
       }
 
       const completeIfThrough = (): void => {
         // Not in the middle of a batch: a handler may end the source, and the rest of its batch is owed an answer.
-        if (sourceCompleted && !answering && inFlight.size === 0) subscriber.complete()
+        if (sourceCompleted && !answering && inFlight.size === 0 && laterCount === 0) subscriber.complete()
       }
 
       const expire = (): void => {
@@ -113,12 +125,19 @@ export function answer<Io extends RingRequest>(
       const answerBatch = (batch: Batch<Io>): void => {
         let readyCount = 0
         answering = true
-        for (let index = 0; index < batch.count && !subscriber.closed; index++) {
-          if (answerOne(batch.requests[index]!)) readyCount++
+        enterBatchScope()
+        try {
+          for (let index = 0; index < batch.count && !subscriber.closed; index++) {
+            if (answerOne(batch.requests[index]!)) readyCount++
+          }
+        } finally {
+          leaveBatchScope()
+          answering = false
         }
-        answering = false
         if (subscriber.closed) return
         armDeadline()
+        readyCount += laterCount
+        laterCount = 0
         if (readyCount > 0) subscriber.next(readyCount)
         completeIfThrough()
       }
