@@ -60,6 +60,13 @@ export interface NativeBinding {
   readonly fileReadAt: FileTransfer
   /** As {@link fileReadAt}, for a write of what is in `buffer`. */
   readonly fileWriteAt: FileTransfer
+  /**
+   * Makes a ring of io_uring for one file. Throws what the kernel refuses with: `ENOSYS` before Linux 5.6, `EPERM` where
+   * io_uring is switched off or filtered, `ENOMEM` where RLIMIT_MEMLOCK is too low for the rings (before Linux 5.12).
+   *
+   * @param fd borrowed; open for as long as the ring is
+   */
+  openFileRing(fd: number, options: NativeFileRingOptions): NativeFileRing
 
   // ---- eventfd and readiness ----------------------------------------------------------------------------
   /** Makes a non-blocking, close-on-exec eventfd with counter 0. The caller closes it. */
@@ -188,6 +195,53 @@ export type FileTransfer = (
   fileOffsetBytes: number,
   mayWait: boolean,
 ) => number
+
+export interface NativeFileRingOptions {
+  /** Operations given to the kernel by one system call, 1 to 4096. Twice as many are in it, the rest waits. */
+  readonly entryCount: number
+  /** Transfers of more bytes are done by threads of the kernel, others in this thread if nothing has to be waited for. */
+  readonly inlineBytesMax: number
+  /**
+   * A power of two that addresses and lengths must be multiples of, for a file opened with O_DIRECT; data that is not goes
+   * through a buffer. 1: anything goes.
+   */
+  readonly alignmentBytes: number
+}
+
+/** Reads, writes and flushes of one file through io_uring. Functions are bound. */
+export interface NativeFileRing {
+  /** Readable while {@link turn} has something to gather. Lent: closed by {@link close}. */
+  readonly fd: number
+  /** Rows of {@link FileRingEnd.words} numbers that {@link turn} fills. */
+  readonly ends: Float64Array
+  /**
+   * Adds a piece to the operation that {@link begin} begins next. The memory must stay until its end is told. False, and
+   * nothing done, when the piece does not lie in `buffer`.
+   */
+  addPiece(buffer: Buffer, offsetBytes: number, lengthBytes: number): boolean
+  /**
+   * Begins an operation with the pieces that were added; {@link turn} gives it to the kernel.
+   *
+   * @param verb {@link FileRingVerb}
+   * @returns a number that no other operation has until its end is told; -1 for an argument of another kind
+   */
+  begin(verb: number, fileOffsetBytes: number): number
+  /**
+   * Gives the kernel what was begun, by one system call, and gathers what has ended.
+   *
+   * @returns rows filled in {@link ends}; when those are all, there may be more
+   */
+  turn(): number
+  /** Operations that the kernel does not take at the moment; {@link turn} tries again. */
+  waitingCount(): number
+  inKernelCount(): number
+  /** Waits for what is in the kernel, whose ends are not told, and closes the ring. Any later call throws ERR_CLOSED. */
+  close(): void
+}
+
+export const FileRingVerb = { read: 0, write: 1, sync: 2 } as const
+/** Row of {@link NativeFileRing.ends}: `value` is the bytes moved, fewer only at the end of the file, or minus an errno. */
+export const FileRingEnd = { number: 0, value: 1, words: 2 } as const
 
 /** One mapped region of driver memory. */
 export interface NativeRegion {

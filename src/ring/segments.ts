@@ -29,6 +29,15 @@ export let transferPieces: (
 export let sharePieces: (source: SegmentList, target: SegmentList) => void
 
 /**
+ * Shows the pieces of a list, in order, as buffers of which only a part is meant. For file-ring.ts only, which gives
+ * their places to the kernel: they are memory that nobody else may reach.
+ */
+export let visitPieces: (
+  list: SegmentList,
+  visit: (buffer: Buffer, offsetBytes: number, lengthBytes: number) => void,
+) => void
+
+/**
  * The bytes of one request: an ordered list of pieces of memory shared with the driver.
  *
  * The pieces are borrowed from the moment the request is taken until it is completed. Copying through
@@ -77,6 +86,12 @@ export class SegmentList {
       return doneBytes
     }
     sharePieces = (source, target) => source.#share(source.byteLength, target)
+    visitPieces = (list, visit) => {
+      list.#expose()
+      for (let index = 0; index < list.count; index++) {
+        visit(list.#buffers[index]!, list.#offsetsBytes[index]!, list.#lengthsBytes[index]!)
+      }
+    }
   }
 
   /** Makes a list over bytes of this process, for requests that a layer derives and for tests. */

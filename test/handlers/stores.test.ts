@@ -24,6 +24,7 @@ import type { BlockVerb } from '../../src/handlers/block/block-request.ts'
 import {
   type BlockDevice,
   type FileDiskOptions,
+  type FileIo,
   fileDisk,
   memoryDisk,
   nullDisk,
@@ -31,9 +32,11 @@ import {
 } from '../../src/handlers/index.ts'
 import { type Completion, isCompletion } from '../../src/ring/request.ts'
 import { SegmentList } from '../../src/ring/segments.ts'
+import { randomFrom } from '../../src/testing/random.ts'
 import { KiB, MiB } from '../../src/units.ts'
 import { ask, blockRequest, describe, pattern, readFrom } from '../helpers/block-requests.ts'
 import { collectGarbage } from '../helpers/collect-garbage.ts'
+import { ringIsAllowed } from '../helpers/file-ring.ts'
 import { openFdCount } from '../helpers/open-fds.ts'
 
 function temporaryFolder(t: ExecutionContext, parent = tmpdir()): string {
@@ -147,15 +150,20 @@ test('the comparison with a plain buffer notices a disk that forgets writes (con
 /** Folders of a file system on a disk (as a rule) and of one in memory. */
 const FOLDERS = [...new Set([tmpdir(), '/dev/shm'])].filter((folder) => existsSync(folder))
 
-for (const parent of FOLDERS) {
-  test(`fileDisk: any sequence of requests does what it does to a plain buffer, in ${parent}`, async (t) => {
+/** Every way to wait for a file that there is on this machine. */
+const WAYS: readonly FileIo[] = ringIsAllowed() ? ['uring', 'threads'] : ['threads']
+const testRing = ringIsAllowed() ? test : test.skip
+const PLACES = FOLDERS.flatMap((parent) => WAYS.map((io) => ({ parent, io })))
+
+for (const { parent, io } of PLACES) {
+  test(`fileDisk: any sequence of requests does what it does to a plain buffer, in ${parent} by ${io}`, async (t) => {
     const sizeBytes = 256 * KiB
     const folder = temporaryFolder(t, parent)
     let fileNumber = 0
     await fc.assert(
       fc.asyncProperty(steps(sizeBytes / 512, 64), async (program) => {
         const path = join(folder, `${fileNumber++}.img`)
-        const disk = await fileDisk({ path, sizeBytes, create: true })
+        const disk = await fileDisk({ path, sizeBytes, create: true, io })
         const model = Buffer.alloc(sizeBytes)
         const possible = program.filter(({ verb }) => verb !== 'discard')
         t.is(await firstDifference(disk, model, possible), undefined)
@@ -164,6 +172,78 @@ for (const parent of FOLDERS) {
       }),
       { numRuns: 30 },
     )
+  })
+}
+
+/** Random reads and writes with many in flight, none of which touches what another one writes, against a plain buffer. */
+async function playInFlight(t: ExecutionContext, disk: BlockDevice, seed: number): Promise<void> {
+  t.log(`seed ${seed}`)
+  const random = randomFrom(seed)
+  const below = (end: number): number => Math.floor(random() * end)
+  const blockCount = disk.geometry.capacityBytes / 512
+  const model = Buffer.alloc(disk.geometry.capacityBytes)
+  for (let round = 0; round < 6; round++) {
+    const answers: Promise<void>[] = []
+    for (let block = below(8); block < blockCount; block += below(8)) {
+      const count = Math.min(1 + (below(8) === 0 ? below(600) : below(16)), blockCount - block)
+      const [start, end] = [block * 512, (block + count) * 512]
+      const isWrite = below(2) === 0
+      // Memory of a driver begins anywhere, and lies in pieces.
+      const shift = below(3) * 256
+      const bytes = Buffer.alloc(end - start + shift, isWrite ? below(256) : 0xee).subarray(shift)
+      const data = new SegmentList()
+      for (let at = 0; at < bytes.length; ) {
+        const pieceBytes = Math.min(
+          bytes.length - at,
+          below(4) === 0 ? 1 + below(700) : 512 * (1 + below(64)),
+        )
+        data.append(bytes, at, pieceBytes)
+        at += pieceBytes
+      }
+      const io = blockRequest(isWrite ? 'write' : 'read', start, bytes)
+      io.data = data
+      if (isWrite) bytes.copy(model, start)
+      const expected = Buffer.from(model.subarray(start, end))
+      answers.push(
+        ask(disk, io).then((completion) => {
+          t.is(describe(completion), 'ok')
+          if (!bytes.equals(expected)) t.fail(`other bytes from ${start} to ${end}`)
+        }),
+      )
+      if (below(10) === 0)
+        answers.push(ask(disk, blockRequest('flush')).then((done) => void t.is(describe(done), 'ok')))
+      block += count
+    }
+    await Promise.all(answers)
+  }
+  t.true((await readFrom(disk, 0, model.length)).equals(model))
+}
+
+const anySeed = (): number => Math.floor(Math.random() * 2 ** 31)
+
+for (const { parent, io } of PLACES) {
+  test(`fileDisk: many requests in flight at random places move the right bytes, in ${parent} by ${io}`, async (t) => {
+    const disk = await openFile(t, { path: temporaryFile(t, 2 * MiB, parent), io })
+    await playInFlight(t, disk, anySeed())
+  })
+}
+
+for (const parent of FOLDERS) {
+  testRing(`fileDisk: past the page cache the same bytes are moved, in ${parent}`, async (t) => {
+    const path = temporaryFile(t, 256 * KiB, parent)
+    let disk: BlockDevice
+    try {
+      disk = await openFile(t, { path, direct: true, blockBytes: 512 })
+    } catch (error) {
+      t.is((error as HushringError).code, 'ERR_STORE_OPEN')
+      t.regex(
+        (error as HushringError).message,
+        /no direct I\/O|direct I\/O in blocks of 512 bytes is refused/,
+      )
+      t.log(`not run: ${(error as Error).message}`)
+      return
+    }
+    await playInFlight(t, disk, anySeed())
   })
 }
 
@@ -331,20 +411,24 @@ test('fileDisk: zeros that nobody waits for any more are not written to the end'
   )
 })
 
-test('fileDisk: close waits for what is in flight and fails what comes after', async (t) => {
-  const path = temporaryFile(t, 4 * MiB)
-  const disk = await fileDisk({ path })
-  const order: string[] = []
-  const inFlight = [
-    ask(disk, blockRequest('write', 0, pattern(MiB))),
-    ask(disk, blockRequest('writeZeroes', MiB, 3 * MiB)),
-    ask(disk, blockRequest('flush')),
-  ].map((answer) => answer.then((completion) => order.push(describe(completion))))
-  const closed = disk.close().then(() => order.push('closed'))
-  t.is(describe(await ask(disk, blockRequest('read', 0, Buffer.alloc(512)))), 'ERR_CLOSED')
-  await Promise.all([...inFlight, closed])
-  t.deepEqual(order, ['ok', 'ok', 'ok', 'closed'])
+const closeWaits = test.macro({
+  exec: async (t, io: FileIo) => {
+    const path = temporaryFile(t, 4 * MiB)
+    const disk = await fileDisk({ path, io })
+    const order: string[] = []
+    const inFlight = [
+      ask(disk, blockRequest('write', 0, pattern(MiB))),
+      ask(disk, blockRequest('writeZeroes', MiB, 3 * MiB)),
+      ask(disk, blockRequest('flush')),
+    ].map((answer) => answer.then((completion) => order.push(describe(completion))))
+    const closed = disk.close().then(() => order.push('closed'))
+    t.is(describe(await ask(disk, blockRequest('read', 0, Buffer.alloc(512)))), 'ERR_CLOSED')
+    await Promise.all([...inFlight, closed])
+    t.deepEqual(order, ['ok', 'ok', 'ok', 'closed'])
+  },
+  title: (_, io) => `fileDisk: close waits for what is in flight and fails what comes after, by ${io}`,
 })
+for (const io of WAYS) test(closeWaits, io)
 
 // ---- file: what is answered at once --------------------------------------------------------------------------------
 
@@ -592,6 +676,12 @@ test('fileDisk: wrong options are refused before a file is made', async (t) => {
     [{ create: true, sizeBytes: 4096, readOnly: true }, /`create` to be false when readOnly is true/],
     [{ create: 1, sizeBytes: 4096 }, /`create` to be true or false/],
     [{ create: true, sizeBytes: 4096, path: 7 }, /`path` to be a string/],
+    [{ create: true, sizeBytes: 4096, io: 'aio' }, /`io` to be one of auto, uring, threads/],
+    [
+      { create: true, sizeBytes: 4096, io: 'threads', direct: true },
+      /`direct` to be false when io is threads/,
+    ],
+    [{ create: true, sizeBytes: 4096, onFallback: 'log' }, /`onFallback` to be a function/],
   ]
   for (const [options, message] of wrong) {
     await t.throwsAsync(fileDisk({ path, ...options } as FileDiskOptions), { message })

@@ -33,6 +33,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   ring: [...EVERYWHERE, 'native.ts'],
   handlers: [
     ...EVERYWHERE,
+    'ring/file-ring.ts',
     'ring/file-transfers.ts',
     'ring/lent-segments.ts',
     'ring/request.ts',

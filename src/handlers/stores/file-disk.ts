@@ -1,9 +1,11 @@
 import { constants, fdatasync, readv, type Stats, writev } from 'node:fs'
 import { type FileHandle, open, readFile, statfs } from 'node:fs/promises'
-import { HushringError, optionTypeError } from '../../errors.ts'
-import { booleanOf, refuseUnknownOptions, stringOf } from '../../options.ts'
+import { HushringError, optionRangeError, optionTypeError } from '../../errors.ts'
+import { booleanOf, functionOf, refuseUnknownOptions, stringOf } from '../../options.ts'
+import { type FileRing, openFileRing } from '../../ring/file-ring.ts'
 import { type FileTransfers, fileTransfers } from '../../ring/file-transfers.ts'
 import type { Completion } from '../../ring/request.ts'
+import { SegmentList } from '../../ring/segments.ts'
 import { SECTOR_BYTES } from '../../units.ts'
 import {
   blockDevice,
@@ -14,6 +16,14 @@ import {
 } from '../block/block-device.ts'
 import type { BlockRequest } from '../block/block-request.ts'
 import type { BlockDevice } from '../device.ts'
+import type { DiskFile, QuickTransfer, QuickTransfers } from './disk-file.ts'
+import { RingFile } from './ring-file.ts'
+
+/** Every way in which a file disk can wait for its file. */
+export const FILE_IO_WAYS = ['auto', 'uring', 'threads'] as const
+
+/** See {@link FileDiskOptions.io}. */
+export type FileIo = (typeof FILE_IO_WAYS)[number]
 
 /** Options of {@link fileDisk}. */
 export interface FileDiskOptions extends DiskShapeOptions {
@@ -31,25 +41,37 @@ export interface FileDiskOptions extends DiskShapeOptions {
    * privileged process to any file.
    */
   readonly followSymlinks?: boolean
+  /**
+   * Who waits for the file: `uring`, the kernel (io_uring), which has to allow it; `threads`, the thread pool; `auto`, the
+   * kernel if it does, else the thread pool. Default `auto`.
+   */
+  readonly io?: FileIo
+  /**
+   * True: past the page cache (O_DIRECT), through io_uring only. Needs a file system that can do so and blocks that are
+   * not smaller than those of its device. Default false.
+   */
+  readonly direct?: boolean
+  /** Called when `io` is `auto` and the kernel refuses io_uring, with why. Default: nobody is told. */
+  readonly onFallback?: (reason: string) => void
 }
 
 /**
  * A disk in a file. Reads and writes go straight from and into the driver's memory. What the page cache can do without
- * waiting is answered at once; all else goes to the thread pool (`preadv`, `pwritev`). A flush is `fdatasync`; zeros are
- * written in pieces of 1 MiB. Discard is not offered, because Node has no way to punch holes.
+ * waiting is answered at once; all else goes to io_uring, or to the thread pool (`preadv`, `pwritev`). A flush is
+ * `fdatasync`; zeros are written in pieces of 1 MiB. Discard is not offered, because Node has no way to punch holes.
  *
  * The file is not locked: nothing else should write to it meanwhile. `close()` waits for the I/O in flight.
  *
  * @throws TypeError or RangeError naming the option; HushringError `ERR_STORE_OPEN` when the file cannot be a disk
  */
 export async function fileDisk(options: FileDiskOptions): Promise<BlockDevice> {
-  refuseUnknownOptions(options, ['path', 'sizeBytes', 'create', 'followSymlinks', ...SHAPE_OPTION_NAMES])
-  const { path, sizeBytes, create, followSymlinks, ...shape } = options
+  refuseUnknownOptions(options, [...OWN_OPTION_NAMES, ...SHAPE_OPTION_NAMES])
+  const { path, sizeBytes, create, followSymlinks, io, direct, onFallback, ...shape } = options
   const wish = checkedWish(options)
   const handle = await openFile(wish)
   try {
     const capacityBytes = await capacityOf(handle, wish)
-    const file = new OpenFile(handle, await quickTransfers(handle))
+    const file = await diskFile(handle, wish)
     return blockDevice({
       ...shape,
       capacityBytes,
@@ -66,35 +88,53 @@ export async function fileDisk(options: FileDiskOptions): Promise<BlockDevice> {
   }
 }
 
+const OWN_OPTION_NAMES = [
+  'path',
+  'sizeBytes',
+  'create',
+  'followSymlinks',
+  'io',
+  'direct',
+  'onFallback',
+] as const satisfies (keyof FileDiskOptions)[]
+
 /** The options with their defaults. */
 type Wish = Required<Omit<FileDiskOptions, 'sizeBytes'>> & { readonly sizeBytes: number | undefined }
 
 /** Everything is checked before a file is made. */
 function checkedWish(options: FileDiskOptions): Wish {
   const { path, sizeBytes, create = false, followSymlinks = false } = options
+  const { io = 'auto', direct = false, onFallback = () => {} } = options
   const shape = checkedShape(options)
   if (create && shape.readOnly) throw optionTypeError('create', 'false when readOnly is true', create)
   if (create && sizeBytes === undefined) throw optionTypeError('sizeBytes', 'a number with create', sizeBytes)
+  if (!FILE_IO_WAYS.includes(io)) throw optionRangeError('io', `one of ${FILE_IO_WAYS.join(', ')}`, io)
+  if (direct && io === 'threads') throw optionTypeError('direct', 'false when io is threads', direct)
   return {
     ...shape,
     path: stringOf('path', path),
     create: booleanOf('create', create),
     followSymlinks: booleanOf('followSymlinks', followSymlinks),
+    io,
+    direct: booleanOf('direct', direct),
+    onFallback: functionOf('onFallback', onFallback),
     sizeBytes: sizeBytes === undefined ? undefined : wholeBlocks('sizeBytes', sizeBytes, shape.blockBytes),
   }
 }
 
-async function openFile({ path, create, readOnly, followSymlinks }: Wish): Promise<FileHandle> {
+async function openFile({ path, create, readOnly, followSymlinks, direct }: Wish): Promise<FileHandle> {
   const flags =
     (readOnly ? constants.O_RDONLY : constants.O_RDWR) |
     (create ? constants.O_CREAT : 0) |
     (followSymlinks ? 0 : constants.O_NOFOLLOW) |
+    (direct ? constants.O_DIRECT : 0) |
     // Only so that opening a named pipe by mistake fails below instead of waiting for its other end.
     constants.O_NONBLOCK
   try {
     return await open(path, flags, 0o600)
   } catch (cause) {
     const { code = '', message } = cause as NodeJS.ErrnoException
+    if (direct && code === 'EINVAL') throw openError(path, 'its file system has no direct I/O', cause)
     throw openError(path, OPEN_FAILURES[code] ?? message, cause)
   }
 }
@@ -188,14 +228,11 @@ const EOPNOTSUPP = -95
 const TMPFS_MAGIC = 0x01021994
 const RAMFS_MAGIC = 0x858458f6
 
-/** Does a request at once; false when that did not move all of it. */
-type QuickTransfer = (io: BlockRequest) => boolean
-
 /**
  * A file in memory has nothing to wait for. Elsewhere the kernel is asked not to wait, and is not asked again once it has
  * said that it cannot tell: Linux 6.1 cannot for most buffered writes.
  */
-async function quickTransfers(handle: FileHandle): Promise<Record<'read' | 'write', QuickTransfer>> {
+async function quickTransfers(handle: FileHandle): Promise<QuickTransfers> {
   const transfers = await fileTransfers(handle.fd, await isInMemory(handle))
   const tried = (transfer: FileTransfers['read']): QuickTransfer => {
     let possible = true
@@ -217,14 +254,67 @@ async function isInMemory(handle: FileHandle): Promise<boolean> {
   return fileSystem?.type === TMPFS_MAGIC || fileSystem?.type === RAMFS_MAGIC
 }
 
-/** An open file that is closed after its last operation. Callbacks, because promises of fs cost three times as much. */
-class OpenFile {
+/** Nothing is in the page cache of a file that is read past it. */
+const NOTHING_QUICK: QuickTransfers = { read: () => false, write: () => false }
+
+/** Wraps an open file in what moves its bytes. */
+async function diskFile(handle: FileHandle, wish: Wish): Promise<DiskFile> {
+  const { direct } = wish
+  const ring = await ringFor(handle, wish)
+  if (ring === undefined) return new PooledFile(handle, await quickTransfers(handle))
+  try {
+    if (direct) await checkDirect(ring, wish)
+    return new RingFile(handle, ring, direct ? NOTHING_QUICK : await quickTransfers(handle))
+  } catch (error) {
+    await ring.close()
+    throw error
+  }
+}
+
+/** Undefined when the thread pool is to be used. */
+async function ringFor(
+  handle: FileHandle,
+  { path, io, direct, onFallback }: Wish,
+): Promise<FileRing | undefined> {
+  if (io === 'threads') return undefined
+  try {
+    return await openFileRing(handle.fd, { direct })
+  } catch (cause) {
+    const { code = '', message } = cause as NodeJS.ErrnoException
+    const reason = RING_REFUSALS[code] ?? `the kernel refuses io_uring (${message})`
+    if (io === 'uring' || direct) throw openError(path, reason, cause)
+    onFallback(reason)
+    return undefined
+  }
+}
+
+const RING_REFUSALS: Readonly<Record<string, string>> = {
+  ENOSYS: 'this kernel has no io_uring, which needs Linux 5.6 (ENOSYS)',
+  EPERM: 'io_uring is not allowed here (EPERM), by kernel.io_uring_disabled or a filter of system calls',
+}
+
+/** Reads one block: a device with larger ones refuses that only now. */
+async function checkDirect(ring: FileRing, { path, blockBytes }: Wish): Promise<void> {
+  try {
+    await ring.read(SegmentList.of(Buffer.alloc(blockBytes)), 0, () => {})
+  } catch (cause) {
+    if ((cause as NodeJS.ErrnoException).code !== 'EINVAL') throw cause
+    throw openError(
+      path,
+      `direct I/O in blocks of ${blockBytes} bytes is refused; try a blockBytes of 4096`,
+      cause,
+    )
+  }
+}
+
+/** A file whose operations go to the thread pool. It is closed after its last one. Callbacks, because promises of fs cost three times as much. */
+class PooledFile implements DiskFile {
   readonly #handle: FileHandle
-  readonly #quick: Record<'read' | 'write', QuickTransfer>
+  readonly #quick: QuickTransfers
   #pendingCount = 0
   #onIdle: (() => void) | undefined
 
-  constructor(handle: FileHandle, quick: Record<'read' | 'write', QuickTransfer>) {
+  constructor(handle: FileHandle, quick: QuickTransfers) {
     this.#handle = handle
     this.#quick = quick
   }
