@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs'
 import { Command, InvalidArgumentError, Option, type OutputConfiguration } from 'commander'
 import { LAYERS, type Layer, layerFromText } from '../handlers/index.ts'
+import { FILE_IO_WAYS } from '../handlers/stores/file-disk.ts'
 import type { SuppressionPolicy } from '../notify/suppression.ts'
 import type { BenchOptions } from './bench.ts'
 import type { DemoOptions } from './demo.ts'
@@ -165,6 +166,12 @@ function addStoreOptions(command: Command): void {
     .addOption(storeOption('--file <path>', 'an image file or a block device'))
     .option('--size <size>', 'the size the file must have; it is made if there is none', parseSize)
     .option('--follow-symlinks', 'the file may be a symbolic link, as those in /dev/disk are')
+    .addOption(
+      new Option('--io <way>', 'who waits for the file: the kernel, a pool of threads; default auto').choices(
+        FILE_IO_WAYS,
+      ),
+    )
+    .option('--direct', 'past the page cache (O_DIRECT)')
 }
 
 function addDeviceOptions(command: Command, devices: string): void {

@@ -47,7 +47,7 @@ async function serve(options: ServeTcmuOptions, log: Logger, interrupt: AbortSig
   const hangUp = (): void => hangUps.next()
   process.on('SIGHUP', hangUp)
   try {
-    const device = await openServedDevice(options)
+    const device = await openServedDevice(options, log)
     try {
       const backstore = await open(options, device, log)
       return await whileServing(options, backstore, hangUps, log, interrupt)

@@ -71,7 +71,7 @@ async function serve(options: ServeVhostUserOptions, log: Logger, interrupt: Abo
       interrupt,
     )
   }
-  const device = await openServedDevice(options)
+  const device = await openServedDevice(options, log)
   try {
     return await serveHosted(options, { device, suppression: options.suppression }, log, interrupt)
   } finally {
@@ -223,6 +223,7 @@ function workerDevice(options: ServeVhostUserOptions): ModuleExport {
     blockSize,
     device,
     layers: layer.map(({ text }) => text),
+    log: { level: options.logLevel, json: options.json ?? false },
   }
   return { module: siblingModule('./worker-device', import.meta.url), options: workerOptions }
 }

@@ -47,8 +47,8 @@ function isSameFile(one: string, other: string): boolean {
 }
 
 /** Opens the device that {@link checkServedDevice} passed, with its layers. The caller closes it. */
-export async function openServedDevice(options: ServedDeviceOptions): Promise<Device> {
-  const device = await openBareDevice(options)
+export async function openServedDevice(options: ServedDeviceOptions, log: Logger): Promise<Device> {
+  const device = await openBareDevice(options, log)
   const { layer: layers = [] } = options
   if (layers.length === 0) return device
   if (device.kind === 'block') return compose<BlockDevice>(device, layers)
@@ -56,10 +56,10 @@ export async function openServedDevice(options: ServedDeviceOptions): Promise<De
   throw new UsageError(`--layer is for disks: ${device.name} is none`)
 }
 
-function openBareDevice(options: ServedDeviceOptions): Promise<Device> | Device {
+function openBareDevice(options: ServedDeviceOptions, log: Logger): Promise<Device> | Device {
   switch (options.device.kind) {
     case 'blk':
-      return openStore(options)
+      return openStore(options, log)
     case 'rng':
       return entropyDevice()
     case 'module':

@@ -1,5 +1,6 @@
 import type { BlockDevice } from '../handlers/device.ts'
-import { fileDisk, memoryDisk, nullDisk, sharedMemoryDisk } from '../handlers/index.ts'
+import { type FileIo, fileDisk, memoryDisk, nullDisk, sharedMemoryDisk } from '../handlers/index.ts'
+import type { Logger } from '../transport/logger.ts'
 import { formatSize } from './sizes.ts'
 import { UsageError } from './usage-error.ts'
 
@@ -14,6 +15,10 @@ export interface StoreOptions {
   readonly size?: number
   /** Only with `file`. */
   readonly followSymlinks?: boolean
+  /** Only with `file`. Default auto. */
+  readonly io?: FileIo
+  /** Only with `file`. */
+  readonly direct?: boolean
   readonly blockSize: 512 | 4096
   readonly readOnly?: boolean
   readonly serial?: string
@@ -26,6 +31,8 @@ export const STORE_OPTION_NAMES = [
   'file',
   'size',
   'followSymlinks',
+  'io',
+  'direct',
   'readOnly',
   'serial',
 ] as const satisfies (keyof StoreOptions)[]
@@ -49,6 +56,15 @@ export function checkStoreOptions(options: StoreOptions): void {
   if (options.followSymlinks && options.file === undefined) {
     throw new UsageError('--follow-symlinks is about a file: it needs --file PATH')
   }
+  if (options.io !== undefined && options.file === undefined) {
+    throw new UsageError('--io is about a file: it needs --file PATH')
+  }
+  if (options.direct && options.file === undefined) {
+    throw new UsageError('--direct is about a file: it needs --file PATH')
+  }
+  if (options.direct && options.io === 'threads') {
+    throw new UsageError('--direct goes through io_uring only: leave out --io threads')
+  }
   for (const name of ['null', 'memory', 'size'] as const) {
     const sizeBytes = options[name]
     if (sizeBytes === undefined || sizeBytes % blockSize === 0) continue
@@ -65,15 +81,18 @@ export function namesStore(options: StoreOptions): boolean {
 }
 
 /** Opens the store that {@link checkStoreOptions} passed. The caller closes it. */
-export async function openStore(options: StoreOptions): Promise<BlockDevice> {
+export async function openStore(options: StoreOptions, log: Logger): Promise<BlockDevice> {
   const { blockSize: blockBytes, followSymlinks = false, readOnly = false, serial } = options
   const shape = { blockBytes, readOnly, ...(serial !== undefined && { serial }) }
   if (options.file !== undefined) {
-    const { file: path, size: sizeBytes } = options
+    const { file: path, size: sizeBytes, io = 'auto', direct = false } = options
     return fileDisk({
       ...shape,
       path,
       followSymlinks,
+      io,
+      direct,
+      onFallback: (reason) => log.warn(`${path}: threads do what io_uring would: ${reason}`),
       ...(sizeBytes !== undefined && { sizeBytes, create: !readOnly }),
     })
   }

@@ -124,6 +124,10 @@ test(storeIs, { null: 512, size: 1024 }, /--size .* needs --file PATH/)
 test(storeIs, { memory: 1000 }, /--memory 1000 is not a multiple of the block size of 512 bytes; use 1KiB/)
 test(storeIs, { null: 512, blockSize: 4096 }, /--null 512 is not a multiple of .* 4096 bytes; use 4KiB/)
 test(storeIs, { null: 512, followSymlinks: true }, /--follow-symlinks is about a file/)
+test(storeIs, { null: 512, io: 'uring' }, /--io is about a file/)
+test(storeIs, { null: 512, direct: true }, /--direct is about a file/)
+test(storeIs, { file: 'a', io: 'uring', direct: true }, undefined)
+test(storeIs, { file: 'a', io: 'threads', direct: true }, /--direct goes through io_uring only/)
 test(storeIs, { file: 'a', size: 513 }, /--size 513 is not a multiple/)
 
 // ---- The command line --------------------------------------------------------------------------------------------
@@ -201,7 +205,7 @@ test('every option of serve vhost-user is passed on', async (t) => {
     ...['--suppression', 'immediate', '--layer', 'trace', '--layer', 'retry:count=3', '--strict'],
     ...['--watchdog', '500', '--workers', '3'],
     ...['--stats', 'stats.json', '--log-level', 'debug', '--json', '--run', 'ls $socket'],
-    ...['--follow-symlinks', '--socket-mode', '660'],
+    ...['--follow-symlinks', '--io', 'uring', '--direct', '--socket-mode', '660'],
   )
   const { suppression, layer, ...others } = options
   t.is((suppression as (load: unknown) => unknown)({}), 'now')
@@ -214,6 +218,8 @@ test('every option of serve vhost-user is passed on', async (t) => {
     size: 2 ** 30,
     device: { kind: 'module', path: './my-device.js' },
     followSymlinks: true,
+    io: 'uring',
+    direct: true,
     socketMode: 0o660,
     queues: 4,
     workers: 3,

@@ -1,4 +1,4 @@
-import { type ChildProcess, spawn } from 'node:child_process'
+import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs'
 import { mkdir, readFile, symlink, writeFile } from 'node:fs/promises'
@@ -313,6 +313,46 @@ test('a file that is a symbolic link is refused, and followed with --follow-syml
   const server = await serveReady(t, [...words, '--follow-symlinks'])
   server.process.kill()
   t.is(await server.end, 0)
+})
+
+/**
+ * Words before a command that is to run where io_uring_setup, number 425 everywhere, gives EPERM as in containers. Perl,
+ * because a filter of system calls has to be there before the command, and Debian always has it.
+ */
+const withoutRing = [
+  'perl',
+  '-e',
+  `my $prctl = ${process.arch === 'x64' ? 157 : 167};
+  my $program = pack('SCCL' x 4, 0x20,0,0,0, 0x15,0,1,425, 6,0,0,0x50001, 6,0,0,0x7fff0000);
+  my $filter = pack('Sx![P]P', 4, $program);
+  syscall($prctl, 38, 1, 0, 0, 0) == 0 && syscall($prctl, 22, 2, $filter) == 0 or die "no filter: $!";
+  exec @ARGV`,
+]
+const canFilter = spawnSync(withoutRing[0]!, [...withoutRing.slice(1), 'true']).status === 0
+const testFiltered = canFilter ? test : test.skip
+
+testFiltered('where io_uring is not allowed a file is served by threads, and that is said', async (t) => {
+  const folder = await temporaryDirectory(t)
+  const [image, socket] = [join(folder, 'disk.img'), join(folder, 's')]
+  await writeFile(image, Buffer.alloc(64 * 1024, 7))
+  const words = ['--socket', socket, '--file', image]
+  const server = await serveReady(t, words, { wrapper: withoutRing })
+  t.regex(server.output.stderr, /^warn: .*disk\.img: threads .*: io_uring is not allowed here \(EPERM\)/m)
+  const guest = await VhostUserGuest.start(socket)
+  t.deepEqual(await guest.disk.read(4096, 4096), Buffer.alloc(4096, 7))
+  guest.close()
+  server.process.kill()
+  t.is(await server.end, 0)
+
+  for (const demand of [['--io', 'uring'], ['--direct']]) {
+    const refused = serve(t, [...words, ...demand], { wrapper: withoutRing })
+    t.is(await refused.end, 1)
+    t.regex(refused.output.stderr, /cannot use .*disk\.img as a disk: io_uring is not allowed here/)
+  }
+  const asked = await serveReady(t, [...words, '--io', 'threads'], { wrapper: withoutRing })
+  t.is(asked.output.stderr, '')
+  asked.process.kill()
+  t.is(await asked.end, 0)
 })
 
 test('an image that is made has mode 0600 whatever the umask', async (t) => {
