@@ -18,7 +18,7 @@ import {
   SharedMemory,
   SplitDriver,
 } from '../../src/testing/index.ts'
-import { MiB } from '../../src/units.ts'
+import { KiB, MiB } from '../../src/units.ts'
 import { blockRequest, pattern } from '../helpers/block-requests.ts'
 
 const HEADER_BYTES = 16
@@ -171,6 +171,31 @@ test('an answer that was recorded before the memory changed is published into th
   bench.queue.publish()
   t.is(await used, 513)
   t.is(older.pinCount, 0)
+})
+
+test('after a batch of large requests the next one is smaller, until they are small again', (t) => {
+  const bench = new Bench(t)
+  const sizes = [4 * KiB, 64 * KiB, 64 * KiB, 4 * KiB, 4 * KiB]
+  const at = bench.shared.allocate(64 * KiB)
+  const counts = sizes.map((dataBytes) => {
+    const address = bench.shared.guestAddressOf(at)
+    const pieces = [
+      { address, lengthBytes: HEADER_BYTES, writable: false },
+      { address, lengthBytes: dataBytes, writable: true },
+      { address, lengthBytes: 1, writable: true },
+    ]
+    for (let count = 0; count < 8; count++) void bench.driver.submit(pieces, { indirect: true })
+    let batch = bench.queue.take(8)
+    const { count: firstCount } = batch
+    // The last look finds nothing, and teaches nothing.
+    for (; batch.count > 0; batch = bench.queue.take(8)) {
+      for (const request of batch.requests.slice(0, batch.count)) bench.queue.record(request, request.ok())
+      bench.queue.publish()
+      bench.driver.collect()
+    }
+    return firstCount
+  })
+  t.deepEqual(counts, [8, 8, 4, 4, 8])
 })
 
 test('a hold outlives the answer, and letting go twice is once', (t) => {
