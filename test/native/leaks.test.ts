@@ -2,9 +2,10 @@ import { readFileSync, unlinkSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import test from 'ava'
-import { type NativeTcmuKernel, native } from '../../src/native.ts'
+import { FileRingVerb, type NativeTcmuKernel, native } from '../../src/native.ts'
 import { KiB, MiB } from '../../src/units.ts'
 import { collectGarbage } from '../helpers/collect-garbage.ts'
+import { ringIsAllowed } from '../helpers/file-ring.ts'
 import { openFdCount } from '../helpers/open-fds.ts'
 
 /** How objects of one kind come and go. */
@@ -129,6 +130,16 @@ function makeLitmus() {
   })
 }
 
+function makeFileRing() {
+  const ring = native.openFileRing(memoryFd, { entryCount: 8, inlineBytesMax: 4096, alignmentBytes: 512 })
+  ring.addPiece(Buffer.alloc(1000), 0, 1000)
+  ring.begin(FileRingVerb.write, 0)
+  ring.turn()
+  ring.addPiece(Buffer.alloc(1000), 0, 1000)
+  ring.begin(FileRingVerb.write, 0)
+  return ring
+}
+
 /** By a title that ends "many …". What is not closed must be freed when it is collected. */
 const lives: Record<string, Life> = {
   'regions that are closed': {
@@ -194,6 +205,20 @@ const lives: Record<string, Life> = {
       return kernel
     },
   },
+  ...(ringIsAllowed() && {
+    'rings of a file that are closed': {
+      count: 500,
+      live() {
+        const ring = makeFileRing()
+        ring.close()
+        return ring
+      },
+    },
+    'rings of a file that are forgotten with something begun': {
+      count: 500,
+      live: makeFileRing,
+    },
+  }),
   'watches that are closed': {
     count: 50_000,
     live() {

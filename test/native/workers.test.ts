@@ -5,7 +5,9 @@ import { fileURLToPath } from 'node:url'
 import { Worker } from 'node:worker_threads'
 import test from 'ava'
 import { native } from '../../src/native.ts'
+import { socketPair } from '../../src/testing/socket-pair.ts'
 import { MiB } from '../../src/units.ts'
+import { ringIsAllowed } from '../helpers/file-ring.ts'
 import { openFdCount } from '../helpers/open-fds.ts'
 import { temporaryDirectory } from '../helpers/processes.ts'
 import { until } from '../helpers/until.ts'
@@ -86,6 +88,35 @@ test.serial('workers are terminated while a litmus test has their two threads', 
     await once(worker, 'message')
     await worker.terminate()
   }
+  t.is(openFdCount(), before)
+})
+
+const testRing = ringIsAllowed() ? test.serial : test.skip
+
+testRing('a worker that is terminated waits for what the kernel still writes into its memory', async (t) => {
+  const before = openFdCount()
+  const [reader, writer] = socketPair()
+  const memory = native.memfdCreate('hushring-ring', MiB, true)
+  const worker = startWorker(
+    `const region = native.mapRegion(fds.memory, 0n, 0n, ${MiB}n, 0n)
+    const ring = native.openFileRing(fds.reader, { entryCount: 8, inlineBytesMax: 4096, alignmentBytes: 1 })
+    ring.addPiece(Buffer.from(region.windows[0]), 512, 4)
+    ring.begin(0, 0)
+    ring.turn()
+    parentPort.postMessage(ring.inKernelCount())`,
+    { memory, reader },
+  )
+  t.deepEqual(await once(worker, 'message'), [1])
+  const terminated = worker.terminate()
+  // Long enough for a worker that did not wait: it would take the read with it.
+  for (let count = 0; count < 50; count++) await new Promise((resolve) => setImmediate(resolve))
+  t.is(native.unixSend(writer, Buffer.from('late'), []), 4)
+  await terminated
+  t.is(mappingCount('hushring-ring'), 0)
+  const bytes = Buffer.alloc(4)
+  native.fileReadAt(memory, bytes, 0, 4, 512, true)
+  t.is(bytes.toString(), 'late')
+  for (const fd of [reader, writer, memory]) native.closeFd(fd)
   t.is(openFdCount(), before)
 })
 
