@@ -201,11 +201,8 @@ export interface NativeFileRingOptions {
   readonly entryCount: number
   /** Transfers of more bytes are done by threads of the kernel, others in this thread if nothing has to be waited for. */
   readonly inlineBytesMax: number
-  /**
-   * A power of two that addresses and lengths must be multiples of, for a file opened with O_DIRECT; data that is not goes
-   * through a buffer. 1: anything goes.
-   */
-  readonly alignmentBytes: number
+  /** True for a file opened with O_DIRECT: data that is not aligned as its device needs it goes through a buffer. */
+  readonly direct: boolean
 }
 
 /** Reads, writes and flushes of one file through io_uring. Functions are bound. */

@@ -16,6 +16,7 @@
 #include "addon/bound_functions.h"
 #include "addon/errors.h"
 #include "addon/option_reader.h"
+#include "os/file_io.h"
 #include "os/file_ring.h"
 
 namespace hushring {
@@ -130,17 +131,15 @@ Napi::Value in_kernel_count(FileRing& bound, const Napi::CallbackInfo& info) {
 Napi::Value open_file_ring(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   OptionReader reader(info[1]);
+  const int file = fd_from(info[0]);
   const os::FileRingOptions options{
       .entry_count = static_cast<unsigned>(reader.integer("entryCount", 1, 4096)),
       .inline_bytes_max = static_cast<std::uint64_t>(reader.integer("inlineBytesMax", 0, kSafeIntegerMax)),
-      .alignment = static_cast<std::size_t>(reader.integer("alignmentBytes", 1, 65536)),
+      .alignment = reader.boolean("direct") ? os::direct_alignment(file) : 1,
   };
-  if (!reader.failed() && (options.alignment & (options.alignment - 1)) != 0) {
-    reader.fail_range("alignmentBytes", "a power of two");
-  }
   if (reader.failed()) return env.Undefined();
   os::Result failure;
-  std::unique_ptr<os::FileRing> ring = os::FileRing::open(fd_from(info[0]), options, failure);
+  std::unique_ptr<os::FileRing> ring = os::FileRing::open(file, options, failure);
   if (ring == nullptr) return value_or_throw(env, failure);
 
   const int fd = ring->fd();

@@ -1,8 +1,14 @@
 #include "os/file_io.h"
 
+#include <fcntl.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
+#include <unistd.h>
 
+#include <array>
+#include <bit>
 #include <cerrno>
+#include <cstring>
 
 namespace hushring::os {
 namespace {
@@ -20,7 +26,23 @@ std::int64_t moved(Call call, int fd, const iovec& piece, std::int64_t file_offs
   }
 }
 
+// Of struct statx, which headers before Linux 6.1 do not have whole.
+constexpr unsigned kStatxDirectAlignment = 0x2000;
+constexpr std::size_t kStatxBytes = 256;
+constexpr std::size_t kStatxMemoryAlignmentAt = 0x98;
+constexpr std::size_t kPageBytes = 4096;
+
 }  // namespace
+
+std::size_t direct_alignment(int fd) noexcept {
+  std::array<std::byte, kStatxBytes> status{};
+  if (::syscall(SYS_statx, fd, "", AT_EMPTY_PATH, kStatxDirectAlignment, status.data()) != 0) return kPageBytes;
+  std::uint32_t mask = 0;
+  std::uint32_t alignment = 0;
+  std::memcpy(&mask, status.data(), sizeof(mask));
+  std::memcpy(&alignment, status.data() + kStatxMemoryAlignmentAt, sizeof(alignment));
+  return (mask & kStatxDirectAlignment) != 0 && std::has_single_bit(alignment) ? alignment : kPageBytes;
+}
 
 std::int64_t read_at(int fd, std::span<std::byte> target, std::int64_t file_offset_bytes, Wait wait) noexcept {
   return moved(::preadv2, fd, {.iov_base = target.data(), .iov_len = target.size()}, file_offset_bytes, wait);

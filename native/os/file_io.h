@@ -20,4 +20,8 @@ enum class Wait : bool {
 [[nodiscard]] std::int64_t write_at(int fd, std::span<const std::byte> source, std::int64_t file_offset_bytes,
                                     Wait wait) noexcept;
 
+// What addresses and lengths of memory must be multiples of for transfers of a file opened with O_DIRECT: as the kernel
+// says (statx with STATX_DIOALIGN, Linux 6.1), and where it does not say, a page of 4096 bytes, which is enough anywhere.
+[[nodiscard]] std::size_t direct_alignment(int fd) noexcept;
+
 }  // namespace hushring::os

@@ -24,8 +24,6 @@ const ENTRY_COUNT = 128
  * requests wait meanwhile.
  */
 const INLINE_BYTES_MAX = 128 * 1024
-/** What devices that take O_DIRECT ask for at most as a rule: a page. */
-const DIRECT_ALIGNMENT_BYTES = 4096
 
 /**
  * Opens a ring for a file, for the stores of hushring. Loads the addon only now, so that all else works without it. Rejects
@@ -39,7 +37,7 @@ export async function openFileRing(fd: number, { direct }: FileRingOptions): Pro
     entryCount: ENTRY_COUNT,
     // O_DIRECT copies nothing, so nothing is gained by another thread.
     inlineBytesMax: direct ? Number.MAX_SAFE_INTEGER : INLINE_BYTES_MAX,
-    alignmentBytes: direct ? DIRECT_ALIGNMENT_BYTES : 1,
+    direct,
   })
   try {
     return new FileRing({ ring, watch: (onReadable) => native.watchReadable(ring.fd, false, onReadable) })

@@ -5,7 +5,7 @@ import { native } from '../../src/native.ts'
 export function ringIsAllowed(): boolean {
   const fd = openSync(process.execPath, 'r')
   try {
-    native.openFileRing(fd, { entryCount: 1, inlineBytesMax: 0, alignmentBytes: 1 }).close()
+    native.openFileRing(fd, { entryCount: 1, inlineBytesMax: 0, direct: false }).close()
     return true
   } catch {
     return false

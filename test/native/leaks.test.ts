@@ -131,7 +131,7 @@ function makeLitmus() {
 }
 
 function makeFileRing() {
-  const ring = native.openFileRing(memoryFd, { entryCount: 8, inlineBytesMax: 4096, alignmentBytes: 512 })
+  const ring = native.openFileRing(memoryFd, { entryCount: 8, inlineBytesMax: 4096, direct: true })
   ring.addPiece(Buffer.alloc(1000), 0, 1000)
   ring.begin(FileRingVerb.write, 0)
   ring.turn()

@@ -99,7 +99,7 @@ testRing('a worker that is terminated waits for what the kernel still writes int
   const memory = native.memfdCreate('hushring-ring', MiB, true)
   const worker = startWorker(
     `const region = native.mapRegion(fds.memory, 0n, 0n, ${MiB}n, 0n)
-    const ring = native.openFileRing(fds.reader, { entryCount: 8, inlineBytesMax: 4096, alignmentBytes: 1 })
+    const ring = native.openFileRing(fds.reader, { entryCount: 8, inlineBytesMax: 4096, direct: false })
     ring.addPiece(Buffer.from(region.windows[0]), 512, 4)
     ring.begin(0, 0)
     ring.turn()
