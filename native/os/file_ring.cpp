@@ -79,7 +79,7 @@ struct FileRing::Operation {
 };
 
 FileRing::FileRing(std::unique_ptr<IoUring> ring, int file, const FileRingOptions& options)
-    : ring_(std::move(ring)), file_(file), options_(options), is_registered_(ring_->register_file(file)) {}
+    : ring_(std::move(ring)), file_(file), options_(options) {}
 
 std::unique_ptr<FileRing> FileRing::open(int file, const FileRingOptions& options, Result& failure) noexcept {
   std::unique_ptr<IoUring> ring = IoUring::open(options.entry_count, failure);
@@ -151,9 +151,8 @@ void FileRing::prepare() {
     prepared_.push_back(number);
     const Operation& operation = *operations_[number];
     entry->user_data = number;
-    entry->fd = is_registered_ ? 0 : file_;
-    entry->flags = static_cast<std::uint8_t>((is_registered_ ? IOSQE_FIXED_FILE : 0) |
-                                             (operation.is_punted ? IOSQE_ASYNC : 0));
+    entry->fd = file_;
+    if (operation.is_punted) entry->flags = IOSQE_ASYNC;
     if (operation.verb == FileVerb::kSync) {
       entry->opcode = IORING_OP_FSYNC;
       entry->fsync_flags = IORING_FSYNC_DATASYNC;

@@ -82,7 +82,6 @@ class FileRing {
   const std::unique_ptr<IoUring> ring_;
   const int file_;
   const FileRingOptions options_;
-  bool is_registered_ = false;
   std::vector<std::unique_ptr<Operation>> operations_;  // by number
   std::vector<std::uint32_t> free_;
   std::vector<iovec> pieces_;            // of the next operation

@@ -21,7 +21,6 @@
 #ifndef __NR_io_uring_setup
 #define __NR_io_uring_setup 425
 #define __NR_io_uring_enter 426
-#define __NR_io_uring_register 427
 #endif
 
 namespace hushring::os {
@@ -93,10 +92,6 @@ std::unique_ptr<IoUring> IoUring::open(unsigned entry_count, Result& failure) no
 }
 
 IoUring::~IoUring() = default;
-
-bool IoUring::register_file(int file) noexcept {
-  return ::syscall(__NR_io_uring_register, fd_.get(), IORING_REGISTER_FILES, &file, 1U) == 0;
-}
 
 io_uring_sqe* IoUring::prepare() noexcept {
   if (prepared_count() == submission_count_) return nullptr;

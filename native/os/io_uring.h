@@ -30,9 +30,6 @@ class IoUring {
   // Completions that find room; more operations than that must not be in the kernel.
   [[nodiscard]] unsigned completion_count_max() const noexcept { return completion_count_; }
 
-  // Lets operations name `file` by its index 0, which saves looking it up for each. False when the kernel refuses.
-  [[nodiscard]] bool register_file(int file) noexcept;
-
   // The next operation to be submitted, all zeros. Null when there is no room before the next submit().
   [[nodiscard]] io_uring_sqe* prepare() noexcept;
   // Prepared, and not yet in the kernel.
