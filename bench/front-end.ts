@@ -56,11 +56,20 @@ const nothing = async (): Promise<ServeOptions['store']> => ({ nullBytes: GiB })
 /** An image of 256 MiB in which every block is there. */
 const image =
   (parent?: string) =>
-  async (scope: Scope): Promise<ServeOptions['store']> => {
+  async (scope: Scope): Promise<{ imagePath: string }> => {
     const imagePath = join(await temporaryDirectory(scope, parent), 'disk.img')
     await writeFile(imagePath, Buffer.alloc(256 * MiB, 1))
     return { imagePath }
   }
+/** One image for all back-ends of a table: how large the pages of a file are in the cache is a matter of chance. */
+const images = new WeakMap<Scope, Promise<{ imagePath: string }>>()
+const sameImage = (scope: Scope): Promise<{ imagePath: string }> => {
+  const made = images.get(scope) ?? image()(scope)
+  images.set(scope, made)
+  return made
+}
+const peerFile = (words: string): Comparison['backEnds'][number] =>
+  peer(sameImage, (store) => `driver=file,${words},filename=${'imagePath' in store && store.imagePath}`)
 const depth = (queueDepth: number, ...words: readonly string[]) => ({
   name: `QD${queueDepth}${words.length === 0 ? '' : `, ${words.join(' ').replace('--', '')}`}`,
   words: ['--depth', String(queueDepth), ...words],
@@ -93,12 +102,23 @@ const COMPARISONS: readonly Comparison[] = [
   {
     title: 'A file in the page cache',
     loads: [depth(32), depth(8, '--block-size', '128KiB')],
+    backEnds: [peerFile('aio=io_uring'), ours('hushring --file', sameImage)],
+  },
+  {
+    title: 'A file in the page cache, writes',
+    loads: [depth(32, '--writes', '100')],
     backEnds: [
-      peer(
-        image(),
-        (store) => `driver=file,aio=io_uring,filename=${'imagePath' in store && store.imagePath}`,
-      ),
-      ours('hushring --file', image()),
+      peerFile('aio=io_uring'),
+      ours('hushring --file', sameImage),
+      ours('hushring --file, threads', sameImage, '--io', 'threads'),
+    ],
+  },
+  {
+    title: 'A file past the page cache',
+    loads: [depth(32), depth(8, '--block-size', '128KiB')],
+    backEnds: [
+      peerFile('aio=io_uring,cache.direct=on'),
+      ours('hushring --file --direct', sameImage, '--direct'),
     ],
   },
 ]
