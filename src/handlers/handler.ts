@@ -1,4 +1,4 @@
-import { firstValueFrom, from, isObservable, mergeMap, Observable, of, take } from 'rxjs'
+import { firstValueFrom, from, isObservable, mergeMap, type Observable, of, take } from 'rxjs'
 import { HushringError } from '../errors.ts'
 import {
   type Completion,
@@ -10,6 +10,7 @@ import {
 import type { ScsiRequest } from '../ring/scsi-request.ts'
 import type { BlockRequest } from './block/block-request.ts'
 import type { BlockDevice, Device, ScsiDevice, VirtioDevice } from './device.ts'
+import { CompletionObservable } from './first-value.ts'
 
 /**
  * What a handler may return: a completion at once (allocates nothing and stays in the batch), a promise of one,
@@ -66,7 +67,8 @@ export function mapAnswer(answer: Answer, project: (completion: Completion) => C
   // The shape of nearly all answers comes first: the other looks cost more than the rest of a layer.
   if (isCompletion(answer)) return project(answer)
   if (isPromiseLike(answer)) return answer.then(project)
-  if (isObservable(answer)) return firstOf(answer, project)
+  if (answer instanceof CompletionObservable) return answer.mapped(project)
+  if (isObservable(answer)) return new CompletionObservable(answer, project)
   return project(answer)
 }
 
@@ -121,59 +123,16 @@ export function answerOf<Io extends Request, Value>(
       }, fail)
     }
     if (isObservable(answer)) {
-      return firstOf(
+      return new CompletionObservable(
         answer,
         (value) => completionOf(io, value as Value),
-        (cause) => failureOf(io, cause),
+        (cause) => failureOf(io, cause ?? noValueError()),
       )
     }
     return completionOf(io, answer as Value)
   } catch (cause) {
     return failureOf(io, cause)
   }
-}
-
-/**
- * The first value of an observable as a completion, and then its end. What throwIfEmpty(), map() and catchError() do behind
- * take(1), in one subscription: each operator costs as much as the rest of the way of a request.
- *
- * @param failed makes a completion of an error, of an end without a value, and of what `project` throws; left out: the
- * error goes on, and so does the end
- */
-function firstOf<Value>(
-  source: Observable<Value>,
-  project: (value: Value) => Completion,
-  failed?: (cause: unknown) => Completion,
-): Observable<Completion> {
-  return new Observable((subscriber) => {
-    const end = (completion: Completion): void => {
-      subscriber.next(completion)
-      subscriber.complete()
-    }
-    const fail = (cause: unknown): void => {
-      if (failed === undefined) subscriber.error(cause)
-      else end(failed(cause))
-    }
-    // Only take() can end a source that goes on without ever coming back from its subscribe().
-    return source.pipe(take(1)).subscribe({
-      next(value) {
-        let completion: Completion
-        try {
-          completion = project(value)
-        } catch (cause) {
-          fail(cause)
-          return
-        }
-        end(completion)
-      },
-      error: fail,
-      complete() {
-        if (subscriber.closed) return
-        if (failed === undefined) subscriber.complete()
-        else fail(new HushringError('ERR_HANDLER_ANSWER', 'the observable ended without a value'))
-      },
-    })
-  })
 }
 
 /** An answer as a completion or a promise of one. An observable is subscribed to. */
@@ -185,6 +144,10 @@ export function settled(answer: Answer): Completion | PromiseLike<Completion> {
 export function observed(answer: Answer): Observable<Completion> {
   if (isObservable(answer)) return answer
   return isPromiseLike(answer) ? from(answer) : of(answer)
+}
+
+function noValueError(): HushringError {
+  return new HushringError('ERR_HANDLER_ANSWER', 'the observable ended without a value')
 }
 
 function checkedCompletion(_io: Request, value: unknown): Completion {

@@ -1,5 +1,6 @@
 import { isObservable, Observable, type OperatorFunction, type SchedulerLike, type Subscription } from 'rxjs'
 import { HushringError } from '../errors.ts'
+import { CompletionObservable, type FirstValueObserver, subscribeToFirst } from '../handlers/first-value.ts'
 import { type Answer, type Handler, isPromiseLike } from '../handlers/handler.ts'
 import { afterBatch, enterBatchScope, leaveBatchScope } from '../ring/batch-scope.ts'
 import type { Batch } from '../ring/queue.ts'
@@ -110,16 +111,21 @@ export function answer<Io extends RingRequest>(
           recorder.recycle(request)
           return true
         }
-        const deadlineMs = timeoutMs === 0 ? Number.POSITIVE_INFINITY : scheduler.now() + timeoutMs
-        const late = new LateAnswer(request, deadlineMs, onLateAnswer)
+        const late = new LateAnswer(request, onLateAnswer)
         const early = late.wait(answered, settle)
         if (subscriber.closed) {
           late.abandon()
           return false
         }
-        if (early === undefined) inFlight.add(late)
-        else record(request, early)
-        return early !== undefined
+        if (early !== undefined) {
+          // A subscription that ended before it returned is as good as an answer at once.
+          record(request, early)
+          recorder.recycle(request)
+          return true
+        }
+        if (timeoutMs > 0) late.deadlineMs = scheduler.now() + timeoutMs
+        inFlight.add(late)
+        return false
       }
 
       const answerBatch = (batch: Batch<Io>): void => {
@@ -198,17 +204,15 @@ type Settle<Io extends RingRequest> = (late: LateAnswer<Io>, completion: Complet
 /** One request whose handler did not answer at once. */
 class LateAnswer<Io extends RingRequest> {
   readonly request: Io
-  readonly deadlineMs: number
+  deadlineMs: number = Number.POSITIVE_INFINITY
   readonly #onLateAnswer: (() => void) | undefined
-  readonly #releaseMemory: () => void
+  #releaseMemory: (() => void) | undefined
   #answered = false
   #settle: Settle<Io> | undefined
 
-  constructor(request: Io, deadlineMs: number, onLateAnswer: (() => void) | undefined) {
+  constructor(request: Io, onLateAnswer: (() => void) | undefined) {
     this.request = request
-    this.deadlineMs = deadlineMs
     this.#onLateAnswer = onLateAnswer
-    this.#releaseMemory = request.hold()
   }
 
   /** Waits for a promise or an observable. Returns the completion if it is there already, as with `of(io.ok())`. */
@@ -221,6 +225,8 @@ class LateAnswer<Io extends RingRequest> {
     else if (isPromiseLike(answered)) this.#follow(answered)
     else this.#finish(checkedCompletion(this.request, answered))
     this.#settle = settle
+    // Until then the queue that is waited for by its batch kept it.
+    if (!this.#answered) this.#releaseMemory = this.request.hold()
     return early
   }
 
@@ -236,25 +242,18 @@ class LateAnswer<Io extends RingRequest> {
   }
 
   #subscribe(answered: Observable<unknown>): void {
-    let subscription: Subscription | undefined
-    let ended = false
-    const end = (completion: Completion | undefined): void => {
-      if (ended) return
-      ended = true
-      subscription?.unsubscribe()
-      this.#finish(completion ?? checkedCompletion(this.request, undefined))
+    const observer: FirstValueObserver<unknown> = {
+      value: (value) => this.#finish(checkedCompletion(this.request, value)),
+      error: (error) => this.#finish(handlerThrew(this.request, error)),
+      nothing: () => this.#finish(checkedCompletion(this.request, undefined)),
     }
-    subscription = answered.subscribe({
-      next: (value) => end(checkedCompletion(this.request, value)),
-      error: (error) => end(handlerThrew(this.request, error)),
-      complete: () => end(undefined),
-    })
-    if (ended) subscription.unsubscribe()
+    if (answered instanceof CompletionObservable) answered.subscribeToCompletion(observer)
+    else subscribeToFirst(answered, observer)
   }
 
   /** The handler is through. Its memory goes; its answer counts only if nobody answered before. */
   #finish(completion: Completion): void {
-    this.#releaseMemory()
+    this.#releaseMemory?.()
     if (this.#answered) {
       this.#onLateAnswer?.()
       return

@@ -23,7 +23,7 @@ export class BusyPoll {
   readonly #nanosMax: number
   readonly #now: () => number
   #nanos = 0
-  /** When the queue asked for kicks. */
+  /** When the queue asked for kicks, until requests are taken. */
   #asleepSinceMs: number | undefined
   /** Whether it had polled before, as long as it ever does. */
   #polledInVain = false
@@ -42,11 +42,15 @@ export class BusyPoll {
     this.#now = now
   }
 
-  /** How long the next publish may poll, in ns. To be asked once before each publish. */
-  nanos(): number {
-    if (this.#nanosMax === 0) return 0
-    if (this.#asleepSinceMs !== undefined) this.#learnFromSleep(this.#now() - this.#asleepSinceMs)
+  /** Learns that requests were taken: a sleep is over. What a handler takes to answer them is none of it. */
+  taken(): void {
+    if (this.#asleepSinceMs === undefined) return
+    this.#learnFromSleep(this.#now() - this.#asleepSinceMs)
     this.#asleepSinceMs = undefined
+  }
+
+  /** How long the next publish may poll, in ns. */
+  nanos(): number {
     return this.#isStretchOver || this.#sleepsUntilTry > 0 ? 0 : this.#nanos
   }
 

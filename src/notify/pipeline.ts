@@ -66,6 +66,7 @@ export function serveQueue<Io extends RingRequest>(
     const busyPoll = new BusyPoll(options.pollMicrosMax ?? 0)
     return withWaker(merge(kicks, start), unarmed).pipe(
       drain(queue, { ...options, progress }),
+      tap(() => busyPoll.taken()),
       answer(queue, handler, { ...options, timeoutMs: options.requestTimeoutMs }),
       gather({
         policy: options.suppression,

@@ -12,8 +12,12 @@ class Story {
     this.#poll = new BusyPoll(microsMax, () => this.nowMs)
   }
 
-  /** A publish after which the queue sleeps for so long. Returns how long it may poll before, in µs. */
-  sleep(micros: number): number {
+  /**
+   * Requests are taken, answered after so long, and the queue sleeps. Returns how long the publish may poll before, in µs.
+   */
+  sleep(micros: number, handlerMicros = 0): number {
+    this.#poll.taken()
+    this.nowMs += handlerMicros / 1000
     const nanos = this.#poll.nanos()
     this.nowMs += nanos / 1e6
     this.#poll.learn({ count: 1, signalled: true, polled: nanos > 0 }, true)
@@ -23,6 +27,7 @@ class Story {
 
   /** A publish whose poll finds a request after so long. Returns how long it may have polled, in µs. */
   find(micros: number): number {
+    this.#poll.taken()
     const nanos = this.#poll.nanos()
     this.nowMs += micros / 1000
     this.#poll.learn({ count: 1, signalled: true, polled: nanos > 0 }, nanos === 0)
@@ -42,6 +47,12 @@ test('after a long sleep nothing is polled until requests come quickly again', (
   story.sleep(5_000)
   t.is(story.sleep(20), 0)
   t.is(story.sleep(20), 10)
+})
+
+test('what a handler takes to answer is no sleep', (t) => {
+  const story = new Story()
+  for (let round = 0; round < 4; round++) story.sleep(20, 5_000)
+  t.is(story.sleep(20), 80)
 })
 
 test('a queue that is never quick never polls', (t) => {

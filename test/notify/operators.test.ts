@@ -555,7 +555,7 @@ test('answer: memory stays pinned from the call until the handler settles, not u
   t.is(pins, 0)
 })
 
-test('answer: only synchronously answered request objects are reused', (t) => {
+test('answer: only request objects that are answered when the handler returns are reused', (t) => {
   const queue = new FakeQueue()
   const answers: ((io: RingRequest) => Answer)[] = [
     (io) => io.ok(),
@@ -565,7 +565,7 @@ test('answer: only synchronously answered request objects are reused', (t) => {
   of(batchOf(3))
     .pipe(answer(queue, (io) => answers.shift()!(io), noDeadline))
     .subscribe()
-  t.is(queue.recycledCount, 1)
+  t.is(queue.recycledCount, 2)
 })
 
 // ---- gather -----------------------------------------------------------------------------------------------
