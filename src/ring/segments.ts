@@ -53,9 +53,10 @@ export class SegmentList {
   #views: Uint8Array[] | undefined
   /** Makes the views; another list for a part of that list. */
   #viewer: SegmentList = this
-  /** Lists of pieces of this one, which end with it; and the list whose pieces this one has, if it is such a part. */
-  readonly #parts: SegmentList[] = []
-  #whole: SegmentList | undefined
+  /** Times that the list was cleared. */
+  #lifeCount = 0
+  /** The life of {@link #viewer} that a part of a list belongs to, and ends with. */
+  #life = 0
   readonly #copies: DeferredCopies | undefined
   /** The bytes were shown in another way than by a call of this list: from now on somebody may look at any time. */
   #exposed = false
@@ -105,12 +106,17 @@ export class SegmentList {
 
   /** Number of pieces. */
   get count(): number {
-    return this.#count
+    return this.#hasEnded ? 0 : this.#count
   }
 
   /** Sum of the lengths of all pieces, in bytes. */
   get byteLength(): number {
-    return this.#byteLength
+    return this.#hasEnded ? 0 : this.#byteLength
+  }
+
+  /** True for a part of a list that was cleared since. */
+  get #hasEnded(): boolean {
+    return this.#viewer !== this && this.#viewer.#lifeCount !== this.#life
   }
 
   /**
@@ -123,11 +129,7 @@ export class SegmentList {
     this.#views = undefined
     this.#exposed = false
     this.#viewer = this
-    this.#whole = undefined
-    for (let part = this.#parts.pop(); part !== undefined; part = this.#parts.pop()) {
-      // One that was made a part of another list since is that one's.
-      if (part.#whole === this) part.clear()
-    }
+    this.#lifeCount++
   }
 
   /**
@@ -186,8 +188,7 @@ export class SegmentList {
   #share(lengthBytes: number, front: SegmentList): void {
     front.clear()
     front.#viewer = this.#viewer
-    front.#whole = this
-    this.#parts.push(front)
+    front.#life = this.#viewer.#lifeCount
     const { count } = this
     let left = lengthBytes
     for (let index = 0; index < count && left > 0; index++) {

@@ -1,5 +1,6 @@
 import test from 'ava'
 import { SegmentList } from '../../src/ring/segments.ts'
+import { collectGarbage } from '../helpers/collect-garbage.ts'
 
 test('segments: the front of a list is over the same memory', (t) => {
   const whole = SegmentList.of(Buffer.from('abc'), Buffer.from('defg'), Buffer.from('h'))
@@ -26,4 +27,15 @@ test('segments: the views of a front are made by the list it comes from', (t) =>
   const [view] = whole.first(3).first(2).views()
   t.is(Buffer.from(view!).toString(), 'bc')
   t.is(whole.viewCount, 1)
+})
+
+test('a list that is never cleared keeps no part of it', async (t) => {
+  const whole = SegmentList.of(Buffer.from('abcdef'))
+  const parts = Array.from({ length: 8 }, () => new WeakRef(whole.first(3)))
+  await collectGarbage()
+  t.deepEqual(
+    parts.map((part) => part.deref()),
+    parts.map(() => undefined),
+  )
+  t.is(whole.first(3).toBuffer().toString(), 'abc')
 })
