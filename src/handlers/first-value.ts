@@ -1,4 +1,5 @@
 import { Observable, Subscriber } from 'rxjs'
+import { HushringError } from '../errors.ts'
 import type { Completion } from '../ring/request.ts'
 
 /** What {@link subscribeToFirst} calls, once. */
@@ -60,8 +61,7 @@ export class CompletionObservable<Value = unknown> extends Observable<Completion
 
   /**
    * @param project makes the completion
-   * @param failed makes a completion of an error, of an end without a value (as `undefined`), and of what `project`
-   * throws. Left out: the error goes on, and so does the end
+   * @param failed makes a completion of an error, of an end without a value, and of what `project` throws. Left out: the error goes on, and so does the end
    * @param next what becomes of either; what it throws is an error of this observable
    */
   constructor(
@@ -124,7 +124,7 @@ export class CompletionObservable<Value = unknown> extends Observable<Completion
       error: fail,
       nothing() {
         if (failed === undefined) observer.nothing()
-        else end(failed(undefined))
+        else end(failed(new HushringError('ERR_HANDLER_ANSWER', 'the observable ended without a value')))
       },
     })
   }

@@ -126,7 +126,7 @@ export function answerOf<Io extends Request, Value>(
       return new CompletionObservable(
         answer,
         (value) => completionOf(io, value as Value),
-        (cause) => failureOf(io, cause ?? noValueError()),
+        (cause) => failureOf(io, cause),
       )
     }
     return completionOf(io, answer as Value)
@@ -144,10 +144,6 @@ export function settled(answer: Answer): Completion | PromiseLike<Completion> {
 export function observed(answer: Answer): Observable<Completion> {
   if (isObservable(answer)) return answer
   return isPromiseLike(answer) ? from(answer) : of(answer)
-}
-
-function noValueError(): HushringError {
-  return new HushringError('ERR_HANDLER_ANSWER', 'the observable ended without a value')
 }
 
 function checkedCompletion(_io: Request, value: unknown): Completion {
