@@ -3,29 +3,17 @@
 #include <napi.h>
 
 #include <cerrno>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <span>
 
 #include "addon/bindings.h"
+#include "addon/raw_arguments.h"
 #include "os/file_io.h"
 
 namespace hushring {
 namespace {
-
-constexpr std::int64_t kSafeIntegerMax = (std::int64_t{1} << 53) - 1;
-
-// A whole number from 0 to `max`; false for anything else. What is none must never become 0: that is a descriptor and
-// the front of every file.
-bool whole_number(napi_env env, napi_value value, std::int64_t max, std::int64_t& number) {
-  double given = -1;
-  if (napi_get_value_double(env, value, &given) != napi_ok) return false;
-  if (!(given >= 0 && given <= static_cast<double>(max)) || given != std::floor(given)) return false;
-  number = static_cast<std::int64_t>(given);
-  return true;
-}
 
 // The arguments (fd, buffer, offsetBytes, lengthBytes, fileOffsetBytes, mayWait), which are not believed.
 struct Transfer {
@@ -39,24 +27,15 @@ struct Transfer {
   Transfer(napi_env env, napi_callback_info info) {
     std::size_t argument_count = 6;
     napi_value arguments[6] = {};
-    void* data = nullptr;
-    std::size_t buffer_bytes = 0;
-    std::int64_t offset_bytes = 0;
-    std::int64_t length_bytes = 0;
-    napi_typedarray_type type = napi_int8_array;
     bool may_wait = false;
     if (napi_get_cb_info(env, info, &argument_count, arguments, nullptr, nullptr) != napi_ok ||
         !whole_number(env, arguments[0], std::numeric_limits<int>::max(), fd) ||
-        napi_get_typedarray_info(env, arguments[1], &type, &buffer_bytes, &data, nullptr, nullptr) != napi_ok ||
-        type != napi_uint8_array ||
-        !whole_number(env, arguments[2], static_cast<std::int64_t>(buffer_bytes), offset_bytes) ||
-        !whole_number(env, arguments[3], static_cast<std::int64_t>(buffer_bytes) - offset_bytes, length_bytes) ||
+        !piece_of(env, arguments + 1, piece) ||
         !whole_number(env, arguments[4], kSafeIntegerMax, file_offset_bytes) ||
         napi_get_value_bool(env, arguments[5], &may_wait) != napi_ok) {
       return;
     }
     if (may_wait) wait = os::Wait::kAllowed;
-    piece = {static_cast<std::byte*>(data) + offset_bytes, static_cast<std::size_t>(length_bytes)};
     is_valid = true;
   }
 };

@@ -3,7 +3,6 @@
 // in the kernel before its memory goes.
 #include <napi.h>
 
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -16,13 +15,13 @@
 #include "addon/bound_functions.h"
 #include "addon/errors.h"
 #include "addon/option_reader.h"
+#include "addon/raw_arguments.h"
 #include "os/file_io.h"
 #include "os/file_ring.h"
 
 namespace hushring {
 namespace {
 
-constexpr std::int64_t kSafeIntegerMax = (std::int64_t{1} << 53) - 1;
 // Operations told by one call; more are told by the next one.
 constexpr std::size_t kEndRows = 256;
 constexpr std::size_t kEndWords = 2;
@@ -76,22 +75,9 @@ napi_value number(napi_env env, double value) {
 napi_value add_piece(napi_env env, napi_callback_info info) {
   const HotCall<FileRing, 3> call(env, info);
   if (call.bound == nullptr) return nullptr;
-  napi_typedarray_type type = napi_int8_array;
-  std::size_t buffer_bytes = 0;
-  void* data = nullptr;
-  double offset_bytes = -1;
-  double length_bytes = -1;
-  const bool is_inside =
-      napi_get_typedarray_info(env, call.arguments[0], &type, &buffer_bytes, &data, nullptr, nullptr) == napi_ok &&
-      type == napi_uint8_array && napi_get_value_double(env, call.arguments[1], &offset_bytes) == napi_ok &&
-      napi_get_value_double(env, call.arguments[2], &length_bytes) == napi_ok && offset_bytes >= 0 &&
-      length_bytes >= 0 && offset_bytes == std::floor(offset_bytes) && length_bytes == std::floor(length_bytes) &&
-      offset_bytes <= static_cast<double>(buffer_bytes) &&
-      length_bytes <= static_cast<double>(buffer_bytes) - offset_bytes;
-  if (is_inside) {
-    call.bound->ring().add_piece({static_cast<std::byte*>(data) + static_cast<std::size_t>(offset_bytes),
-                                  static_cast<std::size_t>(length_bytes)});
-  }
+  std::span<std::byte> piece;
+  const bool is_inside = piece_of(env, call.arguments, piece);
+  if (is_inside) call.bound->ring().add_piece(piece);
   napi_value result = nullptr;
   napi_get_boolean(env, is_inside, &result);
   return result;
@@ -102,16 +88,13 @@ napi_value begin(napi_env env, napi_callback_info info) {
   const HotCall<FileRing, 2> call(env, info);
   if (call.bound == nullptr) return nullptr;
   const std::uint32_t verb = call.uint32_at(env, 0);
-  double file_offset_bytes = -1;
+  std::int64_t file_offset_bytes = 0;
   // For the kernel an offset of -1 is the place where the last transfer ended, not a wrong one.
   if (verb > static_cast<std::uint32_t>(os::FileVerb::kSync) ||
-      napi_get_value_double(env, call.arguments[1], &file_offset_bytes) != napi_ok ||
-      !(file_offset_bytes >= 0 && file_offset_bytes <= static_cast<double>(kSafeIntegerMax)) ||
-      file_offset_bytes != std::floor(file_offset_bytes)) {
+      !whole_number(env, call.arguments[1], kSafeIntegerMax, file_offset_bytes)) {
     return number(env, -1);
   }
-  return number(env, call.bound->ring().begin(static_cast<os::FileVerb>(verb),
-                                              static_cast<std::int64_t>(file_offset_bytes)));
+  return number(env, call.bound->ring().begin(static_cast<os::FileVerb>(verb), file_offset_bytes));
 }
 
 napi_value turn(napi_env env, napi_callback_info info) {

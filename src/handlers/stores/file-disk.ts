@@ -16,7 +16,7 @@ import {
 } from '../block/block-device.ts'
 import type { BlockRequest } from '../block/block-request.ts'
 import type { BlockDevice } from '../device.ts'
-import type { DiskFile, QuickTransfer, QuickTransfers } from './disk-file.ts'
+import { type DiskFile, type QuickTransfer, type QuickTransfers, writeZeroPieces } from './disk-file.ts'
 import { RingFile } from './ring-file.ts'
 
 /** Every way in which a file disk can wait for its file. */
@@ -342,20 +342,13 @@ class PooledFile implements DiskFile {
   }
 
   async writeZeroes(io: BlockRequest): Promise<number | Completion> {
-    const { offsetBytes, lengthBytes } = io
-    let doneBytes = 0
     // Counted as one operation: closed between two pieces, the next one could hit a file that got the same number.
     this.#pendingCount++
     try {
-      while (doneBytes < lengthBytes) {
-        if (io.isAborted) return io.fail(io.signal.reason)
-        const pieceBytes = Math.min(ZERO_VIEWS_BYTES, lengthBytes - doneBytes)
+      return await writeZeroPieces(io, ZERO_VIEWS_BYTES, (pieceBytes, offsetBytes) => {
         const views = pieceBytes === ZERO_VIEWS_BYTES ? ZERO_VIEWS : firstBytes(ZERO_VIEWS, pieceBytes)
-        const countBytes = await this.#transfer(writev, views, offsetBytes + doneBytes, pieceBytes)
-        if (countBytes === 0) break
-        doneBytes += countBytes
-      }
-      return doneBytes
+        return this.#transfer(writev, views, offsetBytes, pieceBytes)
+      })
     } finally {
       this.#leave()
     }

@@ -3,7 +3,7 @@ import type { FileRing } from '../../ring/file-ring.ts'
 import type { Completion } from '../../ring/request.ts'
 import { SegmentList } from '../../ring/segments.ts'
 import type { BlockRequest } from '../block/block-request.ts'
-import type { DiskFile, QuickTransfers } from './disk-file.ts'
+import { type DiskFile, type QuickTransfers, writeZeroPieces } from './disk-file.ts'
 
 /** Bounds how long one write of zeros keeps the kernel from others. Of one MiB in pieces, because they need not be there. */
 const ZEROS: SegmentList = SegmentList.of(...new Array<Buffer>(16).fill(Buffer.alloc(64 * 1024)))
@@ -40,19 +40,12 @@ export class RingFile implements DiskFile {
   }
 
   async writeZeroes(io: BlockRequest): Promise<number | Completion> {
-    const { offsetBytes, lengthBytes } = io
-    let doneBytes = 0
     // Counted as one operation: between two pieces there is none in the ring that would keep it open.
     this.#zeroingCount++
     try {
-      while (doneBytes < lengthBytes) {
-        if (io.isAborted) return io.fail(io.signal.reason)
-        const piece = ZEROS.first(Math.min(ZEROS.byteLength, lengthBytes - doneBytes))
-        const countBytes = await this.#ring.write(piece, offsetBytes + doneBytes, () => {})
-        if (countBytes === 0) break
-        doneBytes += countBytes
-      }
-      return doneBytes
+      return await writeZeroPieces(io, ZEROS.byteLength, (pieceBytes, offsetBytes) =>
+        this.#ring.write(ZEROS.first(pieceBytes), offsetBytes, () => {}),
+      )
     } finally {
       if (--this.#zeroingCount === 0) this.#onZeroed?.()
     }
