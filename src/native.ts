@@ -731,8 +731,8 @@ export interface NativeTcmuLoad {
   /** Rung by the server, signalled by the kernel. */
   readonly doorbells: number
   readonly events: number
-  readonly p50Nanos: number
-  readonly p99Nanos: number
+  /** The times from submit to reap, as rows of {@link LatencyRow}; none until the load has ended. */
+  readonly latencies: Float64Array
 }
 
 /** What a server did wrong to the ring (native/core/peer/tcmu_kernel.h, ServerFault). */
@@ -830,11 +830,8 @@ export interface NativeDriverThread {
   readonly usedAddress: bigint
   /** {@link DriverCounter} values, written by the thread while it runs. */
   readonly counters: BigUint64Array
-  /**
-   * The time from submit to reap that a share `quantile` of the requests did not exceed, to within 1/64 of it;
-   * 0 until the load has ended. Throws ERR_OPTION_RANGE unless 0 < quantile < 1.
-   */
-  latencyNanos(quantile: number): number
+  /** The times from submit to reap, as rows of {@link LatencyRow}; none until the load has ended. */
+  latencies(): Float64Array
   /**
    * Starts the load. `onDone` is called once from the event loop, after `close()` too; until then the process is
    * kept alive. Throws ERR_CLOSED when it ran before or is closed.
@@ -848,6 +845,12 @@ export interface NativeDriverThread {
    */
   close(): void
 }
+
+/**
+ * Layout of a row of latencies: so many requests took so many nanoseconds, or less by up to 1/128. Smallest latency
+ * first; numbers, because a Float64Array is what a histogram takes.
+ */
+export const LatencyRow = { nanos: 0, count: 1, words: 2 } as const
 
 /** Index of each counter in {@link NativeDriverThread.counters}. */
 export const DriverCounter = {

@@ -10,6 +10,7 @@
 
 #include "addon/bindings.h"
 #include "addon/errors.h"
+#include "addon/latency_rows.h"
 #include "addon/option_reader.h"
 #include "addon/thread_handle.h"
 #include "os/driver_thread.h"
@@ -62,15 +63,8 @@ os::DriverOptions read_options(OptionReader& reader) {
 
 using DriverHandle = ThreadHandle<os::DriverThread>;
 
-Napi::Value latency_nanos(DriverHandle& handle, const Napi::CallbackInfo& info) {
-  const double quantile = info[0].IsNumber() ? info[0].As<Napi::Number>().DoubleValue() : 0;
-  if (quantile > 0 && quantile < 1) {
-    return Napi::Number::New(info.Env(), static_cast<double>(handle.thread().latency_nanos(quantile)));
-  }
-  throw_coded(Napi::RangeError::New(info.Env(), "expected `quantile` to be above 0 and below 1, got `" +
-                                                    text_of(info[0]) + "`"),
-              "ERR_OPTION_RANGE");
-  return info.Env().Undefined();
+Napi::Value latencies(DriverHandle& handle, const Napi::CallbackInfo& info) {
+  return rows_of(info.Env(), handle.thread().latencies());
 }
 
 Napi::Value finish(DriverHandle& handle, const Napi::CallbackInfo& info) {
@@ -106,7 +100,7 @@ Napi::Value start_driver_thread(const Napi::CallbackInfo& info) {
     const auto function = [handle, body](const Napi::CallbackInfo& call) -> Napi::Value { return body(*handle, call); };
     driver.Set(name, Napi::Function::New(env, function, name));
   };
-  define("latencyNanos", latency_nanos);
+  define("latencies", latencies);
   define("finish", finish);
   define_run_and_close(driver, handle);
   return driver;

@@ -17,6 +17,7 @@
 #include "addon/bindings.h"
 #include "addon/bound_functions.h"
 #include "addon/errors.h"
+#include "addon/latency_rows.h"
 #include "addon/option_reader.h"
 #include "addon/owned_fds.h"
 #include "addon/tcmu_port_binding.h"
@@ -302,8 +303,7 @@ Napi::Value load(KernelShare& share, Arguments info) {
   set("elapsedNanos", snapshot.result.elapsed_nanos);
   set("doorbells", snapshot.result.doorbells);
   set("events", snapshot.result.events);
-  set("p50Nanos", snapshot.p50_nanos);
-  set("p99Nanos", snapshot.p99_nanos);
+  view.Set("latencies", rows_of(info.Env(), snapshot.latencies));
   return view;
 }
 

@@ -15,7 +15,6 @@
 #include "core/peer/virtio_blk.h"
 #include "os/clock.h"
 #include "os/eventfd.h"
-#include "os/latency_histogram.h"
 #include "os/unique_fd.h"
 
 namespace hushring::os {
@@ -103,8 +102,11 @@ class DriverThread::Load {
 
   [[nodiscard]] const SplitLayout& ring() const noexcept { return plan_.ring; }
   [[nodiscard]] DriverCounters& counters() noexcept { return counters_; }
-  [[nodiscard]] std::uint64_t latency_nanos(double quantile) const noexcept {
-    return done_ ? nanos_in(latency_ticks_.value_at(quantile)) : 0;
+  [[nodiscard]] std::vector<LatencyCount> latencies() const {
+    if (!done_) return {};
+    std::vector<LatencyCount> met = latency_ticks_.counts();
+    for (LatencyCount& one : met) one.value = nanos_in(one.value);
+    return met;
   }
   // Needs no waking: an answer is due, or the thread is about to submit.
   void finish() noexcept { finish_ = true; }
@@ -310,7 +312,7 @@ const SplitLayout& DriverThread::ring() const noexcept { return load_->ring(); }
 
 DriverCounters& DriverThread::counters() noexcept { return load_->counters(); }
 
-std::uint64_t DriverThread::latency_nanos(double quantile) const noexcept { return load_->latency_nanos(quantile); }
+std::vector<LatencyCount> DriverThread::latencies() const { return load_->latencies(); }
 
 int DriverThread::run(std::function<void()> on_done) {
   return thread_.start([this, done = std::move(on_done)] {

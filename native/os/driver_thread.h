@@ -7,9 +7,11 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "core/peer/block_load.h"
 #include "core/peer/split_driver.h"
+#include "os/latency_histogram.h"
 #include "os/mapped_region.h"
 #include "os/thread.h"
 
@@ -68,8 +70,8 @@ class DriverThread {
   [[nodiscard]] const SplitLayout& ring() const noexcept;
   // Valid as long as the driver is.
   [[nodiscard]] DriverCounters& counters() noexcept;
-  // The time from submit to reap that a share `quantile` of the requests did not exceed. 0 until the load has ended.
-  [[nodiscard]] std::uint64_t latency_nanos(double quantile) const noexcept;
+  // The times from submit to reap, in nanoseconds. None until the load has ended.
+  [[nodiscard]] std::vector<LatencyCount> latencies() const;
 
   // Starts the load on its thread, once. `on_done` is the last thing the thread calls. 0 or an errno.
   //

@@ -1,40 +1,41 @@
-// Latencies in a unit of whoever records them, counted in buckets whose width grows with the value.
+// Latencies in a unit of whoever records them, counted in buckets whose width grows with the value, as HdrHistogram does
+// with two significant digits. What is made of the counts, percentiles above all, is the library's (src/transport/latencies.ts).
 #pragma once
 
 #include <array>
 #include <bit>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 namespace hushring::os {
 
-// 64 buckets for each power of two: every value of 64 bits has one, at most 1/64 of the value wide, and values below
-// 128 have one of their own. Recording is a shift and an add; nothing is allocated.
+// How often a latency was met. `value` is the largest one that counts as the same.
+struct LatencyCount {
+  std::uint64_t value;
+  std::uint64_t count;
+};
+
+// 128 buckets for each power of two: every value of 64 bits has one, at most 1/128 of the value wide, and values below
+// 256 have one of their own. Recording is a shift and an add; nothing is allocated.
 class LatencyHistogram {
  public:
-  void record(std::uint64_t value) noexcept {
-    ++counts_[bucket_of(value)];
-    ++total_;
-  }
+  void record(std::uint64_t value) noexcept { ++counts_[bucket_of(value)]; }
 
-  // The smallest bucket's end that a share `quantile` of all values does not exceed; 0 without values. `quantile` is
-  // above 0 and at most 1.
-  [[nodiscard]] std::uint64_t value_at(double quantile) const noexcept {
-    const auto wanted = static_cast<std::uint64_t>(std::ceil(quantile * static_cast<double>(total_)));
-    std::uint64_t seen = 0;
+  // The buckets that have something in them, smallest value first.
+  [[nodiscard]] std::vector<LatencyCount> counts() const {
+    std::vector<LatencyCount> met;
     for (std::size_t bucket = 0; bucket < counts_.size(); ++bucket) {
-      seen += counts_[bucket];
-      if (seen >= wanted && seen > 0) return last_value_of(bucket);
+      if (counts_[bucket] > 0) met.push_back({last_value_of(bucket), counts_[bucket]});
     }
-    return 0;
+    return met;
   }
 
  private:
-  static constexpr std::uint32_t kPrecisionBits = 6;
+  static constexpr std::uint32_t kPrecisionBits = 7;
   static constexpr std::size_t kSubBuckets = std::size_t{1} << kPrecisionBits;
 
-  // A value keeps its leading 7 bits; the number of bits dropped tells the power of two.
+  // A value keeps its leading 8 bits; the number of bits dropped tells the power of two.
   static constexpr std::size_t bucket_of(std::uint64_t value) noexcept {
     const auto bits = static_cast<std::uint32_t>(std::bit_width(value));
     const std::uint32_t dropped = bits > kPrecisionBits + 1 ? bits - (kPrecisionBits + 1) : 0;
@@ -48,7 +49,6 @@ class LatencyHistogram {
   static constexpr std::size_t kBuckets = (64 - kPrecisionBits + 1) * kSubBuckets;
 
   std::array<std::uint64_t, kBuckets> counts_{};
-  std::uint64_t total_ = 0;
 };
 
 }  // namespace hushring::os

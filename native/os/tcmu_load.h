@@ -54,8 +54,8 @@ class TcmuLoad {
 
   [[nodiscard]] bool is_done() const noexcept { return phase_ == Phase::kDone; }
   [[nodiscard]] const TcmuLoadResult& result() const noexcept { return result_; }
-  // The time from submit to reap that a share `quantile` (above 0, below 1) of the requests did not exceed.
-  [[nodiscard]] std::uint64_t latency_nanos(double quantile) const noexcept { return latency_.value_at(quantile); }
+  // The times from submit to reap, in nanoseconds.
+  [[nodiscard]] std::vector<LatencyCount> latencies() const { return latency_.counts(); }
 
  private:
   using Clock = std::chrono::steady_clock;

@@ -147,10 +147,10 @@ void TcmuSimulator::stop_load() {
 TcmuSimulator::LoadSnapshot TcmuSimulator::load() {
   const std::lock_guard lock(mutex_);
   if (load_ == nullptr) return {};
-  return {.is_done = load_->is_done(),
+  const bool is_done = load_->is_done();
+  return {.is_done = is_done,
           .result = load_->result(),
-          .p50_nanos = load_->latency_nanos(0.5),
-          .p99_nanos = load_->latency_nanos(0.99)};
+          .latencies = is_done ? load_->latencies() : std::vector<LatencyCount>()};
 }
 
 }  // namespace hushring::os

@@ -86,8 +86,7 @@ class TcmuSimulator : public std::enable_shared_from_this<TcmuSimulator> {
   struct LoadSnapshot {
     bool is_done = true;
     TcmuLoadResult result;
-    std::uint64_t p50_nanos = 0;
-    std::uint64_t p99_nanos = 0;
+    std::vector<LatencyCount> latencies;  // in nanoseconds; none until it is done
   };
   // Of the last load.
   [[nodiscard]] LoadSnapshot load();

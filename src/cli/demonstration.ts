@@ -14,6 +14,7 @@ export interface DemoFigures {
   readonly iops: number
   readonly p50Micros: number
   readonly p99Micros: number
+  readonly p999Micros: number
   /** Wake-ups that never came, in either direction. */
   readonly lostNotifications: number
   readonly mismatchedBytes: number
@@ -111,6 +112,7 @@ const COLUMNS: readonly DemoColumn<DemoFigures>[] = [
   { heading: 'IOPS', cell: ({ iops }) => count(iops) },
   { heading: 'p50 µs', cell: ({ p50Micros }) => p50Micros.toFixed(1) },
   { heading: 'p99 µs', cell: ({ p99Micros }) => p99Micros.toFixed(1) },
+  { heading: 'p99.9 µs', cell: ({ p999Micros }) => p999Micros.toFixed(1) },
 ]
 
 function textReport<Figures extends DemoFigures>(

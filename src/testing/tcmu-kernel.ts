@@ -9,6 +9,7 @@ import {
   TcmuServerFault,
 } from '../native.ts'
 import { booleanOf, integerIn, refuseUnknownOptions } from '../options.ts'
+import { histogramOf, latenciesOf } from '../transport/latencies.ts'
 import type { TcmuControl } from '../transport/tcmu/index.ts'
 import { KiB, MiB } from '../units.ts'
 
@@ -95,8 +96,10 @@ export interface TcmuLoadResult {
   readonly requests: number
   readonly elapsedMs: number
   readonly iops: number
+  /** From submit to reap, to within 1 %. */
   readonly p50Micros: number
   readonly p99Micros: number
+  readonly p999Micros: number
   /** Rung by the server, signalled by the kernel. */
   readonly doorbells: number
   readonly events: number
@@ -277,8 +280,7 @@ export class TcmuKernel {
       requests: load.requests,
       elapsedMs,
       iops: elapsedMs === 0 ? 0 : (load.requests / elapsedMs) * 1000,
-      p50Micros: load.p50Nanos / 1000,
-      p99Micros: load.p99Nanos / 1000,
+      ...latenciesOf(await histogramOf(load.latencies)),
       doorbells: load.doorbells,
       events: load.events,
       mismatchedBytes: load.mismatchedBytes,

@@ -9,6 +9,7 @@ import { SharedMemory } from '../testing/shared-memory.ts'
 import { type Piece, SplitDriver } from '../testing/split-driver.ts'
 import { KiB, MiB } from '../units.ts'
 import { DeviceSession, type RegionDescription } from './device-session.ts'
+import { histogramOf, type Latencies, latenciesOf } from './latencies.ts'
 import { resolveServeOptions, SERVE_OPTION_NAMES, type ServeOptions } from './options.ts'
 import type { RingAddresses } from './queue-controller.ts'
 import { type StatsOptions, statsOf, type TransportStats } from './stats.ts'
@@ -54,8 +55,10 @@ export interface LoadResult {
   readonly requests: number
   readonly elapsedMs: number
   readonly iops: number
+  /** From submit to reap, to within 1 %. */
   readonly p50Micros: number
   readonly p99Micros: number
+  readonly p999Micros: number
   /** Kick eventfd writes by the driver, and decisions of the driver to stay silent. */
   readonly kicks: number
   readonly kicksSuppressed: number
@@ -133,7 +136,9 @@ export class Loopback extends EventEmitter<LoopbackEvents> {
       const driver = this.#startDriver(plan)
       progress = reportProgress(driver, load.onProgress)
       await new Promise<void>((resolve) => driver.run(resolve))
-      return resultOf(driver, before, this.#session.statsSnapshot())
+      const after = this.#session.statsSnapshot()
+      const latencies = latenciesOf(await histogramOf(driver.latencies()))
+      return { ...resultOf(driver, before, after), ...latencies }
     } finally {
       clearInterval(progress)
       this.#driver?.close()
@@ -395,25 +400,13 @@ function reportProgress(
 /** What the thread of a driver has measured of its load. */
 export function figuresOf(
   driver: NativeDriverThread,
-): Pick<
-  LoadResult,
-  | 'requests'
-  | 'elapsedMs'
-  | 'iops'
-  | 'p50Micros'
-  | 'p99Micros'
-  | 'kicks'
-  | 'mismatchedBytes'
-  | 'failedRequests'
-> {
+): Pick<LoadResult, 'requests' | 'elapsedMs' | 'iops' | 'kicks' | 'mismatchedBytes' | 'failedRequests'> {
   const requests = countOf(driver, 'requests')
   const elapsedMs = countOf(driver, 'elapsedNanos') / 1e6
   return {
     requests,
     elapsedMs,
     iops: elapsedMs > 0 ? (requests / elapsedMs) * 1000 : 0,
-    p50Micros: driver.latencyNanos(0.5) / 1000,
-    p99Micros: driver.latencyNanos(0.99) / 1000,
     kicks: countOf(driver, 'kicks'),
     mismatchedBytes: countOf(driver, 'mismatchedBytes'),
     failedRequests: countOf(driver, 'failedRequests'),
@@ -425,7 +418,11 @@ export function countOf(driver: NativeDriverThread, name: keyof typeof DriverCou
   return Number(driver.counters[DriverCounter[name]]!)
 }
 
-function resultOf(driver: NativeDriverThread, before: TransportStats, after: TransportStats): LoadResult {
+function resultOf(
+  driver: NativeDriverThread,
+  before: TransportStats,
+  after: TransportStats,
+): Omit<LoadResult, keyof Latencies> {
   const lostKicks = after.lostNotifications - before.lostNotifications
   return {
     ...figuresOf(driver),

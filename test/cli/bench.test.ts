@@ -125,6 +125,7 @@ const run: Run = {
   p50Micros: 10,
   p99Micros: 20,
   p999Micros: 30,
+  latencyHistogram: '',
   eventIdx: true,
   kicks: 100,
   signals: 50,
