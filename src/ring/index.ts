@@ -4,6 +4,7 @@ export {
   Batch,
   type Published,
   type QueueCounts,
+  type SizeHistogram,
   VirtQueue,
   type VirtQueueOptions,
   type VirtQueueStart,

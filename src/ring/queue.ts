@@ -97,6 +97,19 @@ export interface QueueCounts {
   readonly ignoredCompletions: number
   readonly nativeCalls: number
   readonly signalFences: number
+  /** {@link SizeHistogram} of requests a `take` and of answers a `publish`. */
+  readonly batchSizes: SizeHistogram
+  readonly publishSizes: SizeHistogram
+}
+
+/** How often there were 1, 2 to 3, 4 to 7 … : the index is the base-2 logarithm, rounded down. Empty ones do not count. */
+export type SizeHistogram = readonly number[]
+
+/** Sizes of up to 2^16 - 1: a ring has 2^15 entries at most. */
+export const SIZE_HISTOGRAM_LENGTH = 16
+
+function countSize(histogram: Float64Array, size: number): void {
+  if (size > 0) histogram[31 - Math.clz32(size)]!++
 }
 
 /**
@@ -137,6 +150,8 @@ export class VirtQueue {
   readonly #olderPins = new Map<Pinnable, number>()
   /** Recorded answers, not yet published, of requests taken under an older generation. */
   readonly #recordedOlder: Pinnable[] = []
+  readonly #batchSizes = new Float64Array(SIZE_HISTOGRAM_LENGTH)
+  readonly #publishSizes = new Float64Array(SIZE_HISTOGRAM_LENGTH)
   readonly #published = { count: 0, signalled: false, polled: false, waited: false }
 
   constructor(options: VirtQueueOptions) {
@@ -233,6 +248,7 @@ export class VirtQueue {
     this.armed = false
     this.more = false
     batch.count = count
+    countSize(this.#batchSizes, count)
     let dataBytes = 0
     for (let row = 0; row < count; row++) {
       const request = this.#requestAt(row)
@@ -321,6 +337,7 @@ export class VirtQueue {
     copies.run()
     const count = this.#recordedCount
     const bits = this.#complete(count, this.inFlightCount === count ? pollNanosMax : 0, mayDefer)
+    countSize(this.#publishSizes, count)
     this.#recordedCount = 0
     this.inFlightCount -= count
     this.#unpinPublished(count)
@@ -397,6 +414,8 @@ export class VirtQueue {
       ignoredCompletions: at(QueueCounter.ignoredCompletions),
       nativeCalls: at(QueueCounter.nativeCalls),
       signalFences: at(QueueCounter.signalFences),
+      batchSizes: [...this.#batchSizes],
+      publishSizes: [...this.#publishSizes],
     }
   }
 

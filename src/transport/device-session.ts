@@ -263,19 +263,7 @@ export class DeviceSession implements QueueHost, DeviceOffer {
       lostNotifications: this.#lostNotifications,
     }
     for (const queue of this.#queues) {
-      const { requests, kicks, signals, suppressed, batches, malformedChains, nativeCalls, inFlight } =
-        queue.counts()
-      stats = addStats(stats, {
-        ...NO_STATS,
-        requests,
-        kicks,
-        signals,
-        suppressed,
-        batches,
-        malformedChains,
-        nativeCalls,
-        inFlight,
-      })
+      stats = addStats(stats, { ...NO_STATS, ...queue.counts() })
     }
     return stats
   }

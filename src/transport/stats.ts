@@ -2,6 +2,7 @@ import { fromEventPattern, interval, map, type Observable, takeUntil } from 'rxj
 import type { BlockVerb } from '../handlers/block/block-request.ts'
 import { type Answer, type Layer, mapAnswer } from '../handlers/handler.ts'
 import { integerIn } from '../options.ts'
+import { SIZE_HISTOGRAM_LENGTH, type SizeHistogram } from '../ring/queue.ts'
 import { type Completion, isCompletion } from '../ring/request.ts'
 
 /** What a transport has done since it was made. Plain numbers, a fresh object each time. */
@@ -35,7 +36,12 @@ export interface TransportStats {
   readonly inFlight: number
   /** Drivers or front-ends that connected. */
   readonly connections: number
+  /** Requests a batch, and answers made visible at once. Virtqueues only; zeros for TCMU. */
+  readonly batchSizes: SizeHistogram
+  readonly publishSizes: SizeHistogram
 }
+
+const NO_SIZES: SizeHistogram = Object.freeze(new Array<number>(SIZE_HISTOGRAM_LENGTH).fill(0))
 
 /** Every count at zero. */
 export const NO_STATS: TransportStats = Object.freeze({
@@ -56,13 +62,23 @@ export const NO_STATS: TransportStats = Object.freeze({
   nativeCalls: 0,
   inFlight: 0,
   connections: 0,
+  batchSizes: NO_SIZES,
+  publishSizes: NO_SIZES,
 })
 
 /** Adds two counts, name by name. */
 export function addStats(one: TransportStats, other: TransportStats): TransportStats {
-  const sum: Record<string, number> = {}
-  for (const name of Object.keys(NO_STATS) as (keyof TransportStats)[]) sum[name] = one[name] + other[name]
+  const sum: Record<string, number | SizeHistogram> = {}
+  for (const name of Object.keys(NO_STATS) as (keyof TransportStats)[]) {
+    const [value, added] = [one[name], other[name]]
+    sum[name] =
+      typeof value === 'number' ? value + (added as number) : addHistograms(value, added as SizeHistogram)
+  }
   return sum as unknown as TransportStats
+}
+
+function addHistograms(one: SizeHistogram, other: SizeHistogram): SizeHistogram {
+  return one.map((count, index) => count + other[index]!)
 }
 
 /** Something that counts, and emits `closed` when it is over. */

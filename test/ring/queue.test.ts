@@ -275,6 +275,24 @@ test('synchronously answered request objects are used again', (t) => {
   t.is(first.writable.byteLength, 100)
 })
 
+test('sizes of batches and of publishes are counted by powers of two, and empty ones are not', (t) => {
+  const bench = new Bench(t)
+  const { queue } = bench
+  queue.take(8)
+  queue.publish()
+  for (let count = 0; count < 3; count++) void bench.submit()
+  const requests = [...queue.take(8).requests]
+  const counted = (name: 'batchSizes' | 'publishSizes'): number[] => queue.counts()[name].slice(0, 3)
+  t.deepEqual(counted('batchSizes'), [0, 1, 0])
+  t.deepEqual(counted('publishSizes'), [0, 0, 0])
+  queue.record(requests[0]!, requests[0]!.ok())
+  queue.publish()
+  for (const request of requests.slice(1, 3)) queue.record(request, request.ok())
+  queue.publish()
+  t.deepEqual(counted('publishSizes'), [1, 1, 0])
+  t.deepEqual(counted('batchSizes'), [0, 1, 0])
+})
+
 const goodOptions: NativeQueueOptions = {
   sizeMax: 8,
   headerBytes: 16,

@@ -81,6 +81,20 @@ test.serial('a disk that fails is seen by the load, and the loopback lives on', 
   await connection.close()
 })
 
+test.serial('the statistics tell how large the batches were', async (t) => {
+  const disk = memoryDisk({ capacityBytes: MiB })
+  const connection = await loopback.connect({ device: disk })
+  for (let round = 0; round < 2; round++) await connection.runLoad({ requestCountMax: 200, durationMs: 0 })
+  const { batches, batchSizes, publishSizes, requests } = connection.statsSnapshot()
+  const sum = (sizes: readonly number[]): number => sizes.reduce((total, count) => total + count, 0)
+  t.is(sum(batchSizes), batches)
+  t.true(sum(publishSizes) > 0)
+  t.true(sum(batchSizes.map((count, log2) => count * 2 ** log2)) <= requests)
+  t.true(sum(batchSizes.map((count, log2) => count * 2 ** (log2 + 1))) > requests)
+  await connection.close()
+  await disk.close()
+})
+
 test.serial('a synchronous batch costs two native calls', async (t) => {
   const disk = memoryDisk({ capacityBytes: 4 * MiB })
   const { nativeCalls, batches } = await load(disk, 'event-idx', immediate())

@@ -2,6 +2,8 @@ import { NO_STATS, type TransportStats } from '../stats.ts'
 
 const NAMES = Object.keys(NO_STATS) as (keyof TransportStats)[]
 const COUNTS_AT_BYTES = 8
+/** Counts with those of the histograms, which all have the same length. */
+const COUNT_COUNT = Object.values(NO_STATS).flat().length
 
 /**
  * The counts of one worker, in memory that both threads see: who asks for statistics gets them at once, and a server's
@@ -15,7 +17,7 @@ export class StatsBoard {
 
   /** @param memory that of the other thread's board; left out: fresh */
   constructor(
-    memory = new SharedArrayBuffer(COUNTS_AT_BYTES + NAMES.length * Float64Array.BYTES_PER_ELEMENT),
+    memory = new SharedArrayBuffer(COUNTS_AT_BYTES + COUNT_COUNT * Float64Array.BYTES_PER_ELEMENT),
   ) {
     this.memory = memory
     this.#writings = new Int32Array(memory, 0, 1)
@@ -24,15 +26,19 @@ export class StatsBoard {
 
   /** Writes the counts, and wakes who waits for them. For the worker, and for the main thread before a session begins. */
   write(stats: TransportStats): void {
-    for (const [index, name] of NAMES.entries()) this.#counts[index] = stats[name]
+    this.#counts.set(NAMES.flatMap((name) => stats[name]))
     Atomics.add(this.#writings, 0, 1)
     Atomics.notify(this.#writings, 0)
   }
 
   /** The counts as they were written last. */
   read(): TransportStats {
-    const stats = Object.fromEntries(NAMES.map((name, index) => [name, this.#counts[index]]))
-    return stats as unknown as TransportStats
+    const counts = [...this.#counts]
+    const stats = NAMES.map((name) => {
+      const none = NO_STATS[name]
+      return [name, typeof none === 'number' ? counts.shift() : counts.splice(0, none.length)]
+    })
+    return Object.fromEntries(stats) as unknown as TransportStats
   }
 
   /**
