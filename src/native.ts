@@ -797,9 +797,11 @@ export interface NativeDriverThreadOptions {
   readonly queueSize: number
   readonly eventIdx: boolean
   readonly indirect: boolean
+  /** Pieces that the data of a request is cut into, 1 to 126; each takes a descriptor. */
+  readonly segmentCount: number
   /** False: never asks for silence and always kicks, the baseline "no suppression". */
   readonly suppress: boolean
-  /** Requests in flight; cut to what the ring holds (three descriptors a request, one with `indirect`). */
+  /** Requests in flight; cut to what the ring holds (one descriptor a request with `indirect`, two and the segments without). */
   readonly queueDepth: number
   /** Stop after so many requests (0: no limit) or so many ms (0: no limit), whichever is first. */
   readonly requestCountMax: number
@@ -817,6 +819,8 @@ export interface NativeDriverThreadOptions {
    * written. Those first writes count towards no limit and in no counter except for what goes wrong.
    */
   readonly verify: boolean
+  /** One block after the other and not at random; without `verify` only. */
+  readonly sequential: boolean
   readonly seed: number
   /** A wait on the call eventfd longer than this looks at the ring: used entries there mean a lost signal. */
   readonly stallMs: number

@@ -48,6 +48,7 @@ os::DriverOptions read_options(OptionReader& reader) {
           .queue_size = u32("queueSize", 4, kSplitQueueSizeMax),
           .suppression = read_suppression(reader),
           .indirect = reader.boolean("indirect"),
+          .segment_count = u32("segmentCount", 1, 126),
           .request_count_max = u64("requestCountMax", 0),
           .duration_ms = u64("durationMs", 0, std::numeric_limits<std::int32_t>::max()),
           .stall_ms = u32("stallMs", 1, std::numeric_limits<std::int32_t>::max()),
@@ -58,7 +59,8 @@ os::DriverOptions read_options(OptionReader& reader) {
                    .write_percent = u32("writePercent", 0, 100),
                    .verify = reader.boolean("verify"),
                    .seed = u64("seed", 0),
-                   .queue_depth = u32("queueDepth", 1, kSplitQueueSizeMax)}};
+                   .queue_depth = u32("queueDepth", 1, kSplitQueueSizeMax),
+                   .sequential = reader.boolean("sequential")}};
 }
 
 using DriverHandle = ThreadHandle<os::DriverThread>;

@@ -24,20 +24,24 @@ namespace {
 // A device that answers nothing for so many waits in a row, each ended by a kick, is given up.
 constexpr std::uint32_t kStallsInARowMax = 10;
 
-// What a request occupies in shared memory besides its data.
-struct alignas(128) RequestMemory {
+// What a request occupies in shared memory besides its data. An indirect table follows it.
+struct RequestMemory {
   BlockHeader header;
-  Descriptor indirect[3];
   std::uint8_t status;
 };
-constexpr std::uint32_t kBuffersPerRequest = 3;
+constexpr std::uint64_t kTableOffsetBytes = 32;
+static_assert(kTableOffsetBytes >= sizeof(RequestMemory) && kTableOffsetBytes % alignof(Descriptor) == 0);
 constexpr std::uint8_t kStatusUnwritten = 0xff;
+
+// The header, the pieces of the data, the status.
+constexpr std::uint32_t buffers_per_request(const DriverOptions& options) noexcept { return options.segment_count + 2; }
 
 // How the memory file is used.
 struct Plan {
   std::uint32_t depth;
   SplitLayout ring;
   std::uint64_t requests_address;
+  std::uint64_t request_stride_bytes;
   std::uint64_t data_address;
   std::uint64_t data_stride_bytes;
   std::uint64_t end_address;
@@ -45,13 +49,17 @@ struct Plan {
 
 Plan plan_for(const DriverOptions& options) noexcept {
   constexpr std::uint64_t kPageBytes = 4096;
-  const auto align = [](std::uint64_t value) { return (value + kPageBytes - 1) / kPageBytes * kPageBytes; };
+  constexpr std::uint64_t kPairOfLines = 128;
+  const auto round_up = [](std::uint64_t value, std::uint64_t unit) { return (value + unit - 1) / unit * unit; };
+  const auto align = [&](std::uint64_t value) { return round_up(value, kPageBytes); };
+  const std::uint32_t buffers = buffers_per_request(options);
   Plan plan{};
-  plan.depth = std::min(options.load.queue_depth, options.queue_size / (options.indirect ? 1 : kBuffersPerRequest));
+  plan.depth = std::min(options.load.queue_depth, options.queue_size / (options.indirect ? 1 : buffers));
   // The first page stays empty: to some, a ring at address 0 is no ring.
   plan.ring = split_layout(options.memory_offset_bytes + kPageBytes, options.queue_size);
   plan.requests_address = align(plan.ring.end_address);
-  plan.data_address = align(plan.requests_address + plan.depth * sizeof(RequestMemory));
+  plan.request_stride_bytes = round_up(kTableOffsetBytes + buffers * sizeof(Descriptor), kPairOfLines);
+  plan.data_address = align(plan.requests_address + plan.depth * plan.request_stride_bytes);
   plan.data_stride_bytes = align(options.load.block_bytes);
   plan.end_address = plan.data_address + plan.depth * plan.data_stride_bytes;
   return plan;
@@ -74,6 +82,9 @@ std::optional<Complaint> complaint_about(const DriverOptions& options) {
   const BlockLoadOptions& load = options.load;
   if (!std::has_single_bit(options.queue_size)) return Complaint{"queueSize", "a power of two"};
   if (load.block_bytes % kSectorBytes != 0) return Complaint{"blockBytes", "a multiple of 512"};
+  if (!options.indirect && buffers_per_request(options) > options.queue_size) {
+    return Complaint{"segmentCount", "two less than the ring has entries, without indirect tables"};
+  }
   if (load.capacity_bytes < load.block_bytes) return Complaint{"capacityBytes", "at least one block"};
   if (options.memory_offset_bytes % 4096 != 0) return Complaint{"memoryOffsetBytes", "a multiple of 4096"};
   const std::uint64_t needed_bytes = plan_for(options).end_address;
@@ -93,8 +104,8 @@ class DriverThread::Load {
         stop_fd_(std::move(stop_fd)),
         driver_(memory_->host, plan_.ring, options.queue_size, options.suppression),
         blocks_(load_options_for(options)),
-        requests_(reinterpret_cast<RequestMemory*>(memory_->host + plan_.requests_address)),
-        in_flight_(plan_.depth) {
+        in_flight_(plan_.depth),
+        buffers_(buffers_per_request(options)) {
     for (std::uint32_t slot = blocks_.in_flight_max(); slot > 0; --slot) free_slots_.push_back(slot - 1);
   }
 
@@ -184,20 +195,34 @@ class DriverThread::Load {
   }
 
   void add_request(std::uint32_t slot) {
-    RequestMemory& memory = requests_[slot];
+    RequestMemory& memory = request_of(slot);
     const BlockRequest request = blocks_.begin(data_of(slot));
     in_flight_[slot].request = request;
     memory.header = {request.is_write ? kBlockOut : kBlockIn, 0, options_.first_sector + request.sector};
     memory.status = kStatusUnwritten;
-    const Driver::Buffer buffers[kBuffersPerRequest] = {{address_of(&memory.header), sizeof(BlockHeader)},
-                                                        {address_of(data_of(slot)), options_.load.block_bytes},
-                                                        {address_of(&memory.status), sizeof(memory.status)}};
-    const Driver::Buffers readable = Driver::Buffers(buffers).first(request.is_write ? 2 : 1);
-    const Driver::Buffers writable = Driver::Buffers(buffers).subspan(readable.size());
+    buffers_.front() = {address_of(&memory.header), sizeof(BlockHeader)};
+    lay_data_out(slot);
+    buffers_.back() = {address_of(&memory.status), sizeof(memory.status)};
+    const Driver::Buffers readable =
+        Driver::Buffers(buffers_).first(request.is_write ? buffers_.size() - 1 : 1);
+    const Driver::Buffers writable = Driver::Buffers(buffers_).subspan(readable.size());
+    auto* const table = reinterpret_cast<Descriptor*>(reinterpret_cast<std::byte*>(&memory) + kTableOffsetBytes);
     // There is room: the depth was cut to what the ring holds.
-    static_cast<void>(options_.indirect ? driver_.add_indirect(readable, writable,
-                                                               {memory.indirect, address_of(memory.indirect)}, slot)
+    static_cast<void>(options_.indirect ? driver_.add_indirect(readable, writable, {table, address_of(table)}, slot)
                                         : driver_.add(readable, writable, slot));
+  }
+
+  // Pieces of equal length, the last one with what is left.
+  void lay_data_out(std::uint32_t slot) noexcept {
+    const std::uint32_t piece_bytes = options_.load.block_bytes / options_.segment_count;
+    std::uint64_t address = address_of(data_of(slot));
+    std::uint32_t left_bytes = options_.load.block_bytes;
+    for (std::uint32_t segment = 1; segment < options_.segment_count; ++segment) {
+      buffers_[segment] = {address, piece_bytes};
+      address += piece_bytes;
+      left_bytes -= piece_bytes;
+    }
+    buffers_[options_.segment_count] = {address, left_bytes};
   }
 
   void reap() {
@@ -208,7 +233,7 @@ class DriverThread::Load {
       // The counters of two CPUs may differ by a little.
       latency_ticks_.record(std::max(now_ticks_, submitted_ticks) - submitted_ticks);
       const std::uint32_t wanted_bytes = request.is_write ? 1 : options_.load.block_bytes + 1;
-      const bool succeeded = requests_[slot].status == kBlockOk && length_bytes == wanted_bytes;
+      const bool succeeded = request_of(slot).status == kBlockOk && length_bytes == wanted_bytes;
       if (!succeeded) ++failed;
       const BlockCheck check = blocks_.end(request, succeeded, data_of(slot));
       checked.verified_bytes += check.verified_bytes;
@@ -255,6 +280,9 @@ class DriverThread::Load {
     return eventfd_read(options_.call_fd).error == 0 ? Wake::kSignal : Wake::kEnd;
   }
 
+  [[nodiscard]] RequestMemory& request_of(std::uint32_t slot) const noexcept {
+    return *reinterpret_cast<RequestMemory*>(memory_->host + plan_.requests_address + slot * plan_.request_stride_bytes);
+  }
   [[nodiscard]] std::byte* data_of(std::uint32_t slot) const noexcept {
     return memory_->host + plan_.data_address + slot * plan_.data_stride_bytes;
   }
@@ -281,8 +309,8 @@ class DriverThread::Load {
   Driver driver_;
   BlockLoad blocks_;
   // A slot is the memory of one request, and its number the token of its chain.
-  RequestMemory* const requests_;
   std::vector<InFlight> in_flight_;
+  std::vector<Driver::Buffer> buffers_;  // of the request that is added
   std::vector<std::uint32_t> free_slots_;
   std::uint64_t unsubmitted_count_ = 0;
   std::uint64_t now_ticks_ = 0;

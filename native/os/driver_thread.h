@@ -25,7 +25,8 @@ struct DriverOptions {
   int call_fd;
   std::uint32_t queue_size;  // a power of two, 4 to 32768
   Suppression suppression;
-  bool indirect;                    // one descriptor of the ring a request instead of three
+  bool indirect;                    // one descriptor of the ring a request instead of one a buffer
+  std::uint32_t segment_count;      // pieces that the data of a request is cut into, 1 to 126
   std::uint64_t request_count_max;  // ends the load after so many requests; 0: never
   std::uint64_t duration_ms;        // ends the load after so long; 0: never
   std::uint32_t stall_ms;           // how long a wait for a signal may last before the driver looks at the ring

@@ -139,6 +139,17 @@ TEST_CASE("block load: without verify it reaches the whole disk and leaves the d
   CHECK(writes < 3500);
 }
 
+TEST_CASE("load: in sequence every block comes once before any comes again") {
+  BlockLoad load({.block_bytes = 4096,
+                  .capacity_bytes = 10 * 4096 + 512,
+                  .write_percent = 0,
+                  .verify = false,
+                  .seed = 3,
+                  .queue_depth = 4,
+                  .sequential = true});
+  for (std::uint64_t round = 0; round < 25; ++round) CHECK(load.begin(nullptr).sector == round % 10 * 8);
+}
+
 TEST_CASE("latency histogram: every value is counted once, as one at most 1/128 above it") {
   os::LatencyHistogram histogram;
   CHECK(histogram.counts().empty());
@@ -296,6 +307,7 @@ class Run {
                .queue_size = 64,
                .suppression = way,
                .indirect = true,
+               .segment_count = 1,
                .request_count_max = 2000,
                .duration_ms = 0,
                .stall_ms = 20'000,
@@ -382,6 +394,22 @@ TEST_CASE("driver thread: direct descriptors, large blocks and a depth beyond th
   CHECK(counters.failed_requests == 0);
   CHECK(counters.mismatched_bytes == 0);
   CHECK(counters.verified_bytes > 0);
+}
+
+TEST_CASE("driver thread: data in pieces, in the ring and in indirect tables") {
+  for (const bool indirect : {false, true}) {
+    CAPTURE(indirect);
+    Run run(Suppression::kEventIdx);
+    run.options.indirect = indirect;
+    run.options.segment_count = 5;  // 102 bytes each, and 104
+    const os::DriverCounters counters = run.against({});
+    CHECK(counters.requests == 2000);
+    CHECK(counters.failed_requests == 0);
+    CHECK(counters.mismatched_bytes == 0);
+    CHECK(counters.verified_bytes > 0);
+    run.options.segment_count = 63;
+    CHECK(os::complaint_about(run.options).has_value() == !indirect);
+  }
 }
 
 TEST_CASE("driver thread: a load by time ends with every request answered") {

@@ -15,7 +15,12 @@ export interface BenchOptions {
   readonly blockSize: number
   /** Percent of the requests. */
   readonly writes: number
+  readonly sequential?: boolean
   readonly verify?: boolean
+  /** 0: `seconds` decide alone. */
+  readonly requests: number
+  /** Of each request's data. */
+  readonly segments: number
   readonly queueSize: number
   readonly eventIdx: boolean
   /** True: one JSON object a run on stdout instead of the table. */
@@ -33,7 +38,10 @@ export async function bench(options: BenchOptions): Promise<number> {
       durationMs: options.seconds * 1000,
       blockBytes: options.blockSize,
       writePercent: options.writes,
+      sequential: options.sequential ?? false,
       verify: options.verify ?? false,
+      requestCountMax: options.requests,
+      segmentCount: options.segments,
       queueSize: options.queueSize,
       eventIdx: options.eventIdx,
     })

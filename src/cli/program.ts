@@ -80,6 +80,11 @@ function addBench(parent: Command, action: (options: BenchOptions) => Promise<vo
     .option('--queues <n>', 'queues to use, a thread drives each', parseCount, 1)
     .option('--seconds <n>', 'length of a run', parseCount, 2)
     .addOption(
+      new Option('--requests <n>', 'end a run after so many, if that is earlier')
+        .default(0, 'no limit')
+        .argParser(parseCount),
+    )
+    .addOption(
       new Option('--block-size <size>', 'size of a request').default(4096, '4KiB').argParser(parseSize),
     )
     .addOption(
@@ -87,7 +92,9 @@ function addBench(parent: Command, action: (options: BenchOptions) => Promise<vo
         .default(0)
         .argParser(parsePercent),
     )
+    .addOption(new Option('--sequential', 'one block after the other and not at random').conflicts('verify'))
     .option('--verify', 'write blocks first, and check every byte that is read; what is there is overwritten')
+    .option('--segments <n>', 'pieces that the data of a request lies in, 1 to 126', parseCount, 1)
     .option('--queue-size <n>', 'entries of the ring, a power of two', parseCount, 256)
     .option('--no-event-idx', 'suppress notifications by flags only')
     .option('--json', 'one JSON object a run instead of a table')

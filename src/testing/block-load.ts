@@ -22,10 +22,16 @@ export interface BlockLoadOptions {
   readonly durationMs?: number
   /** Bytes a request, a multiple of 512 up to 1 MiB. Default 4096. */
   readonly blockBytes?: number
-  /** Share of writes, 0 to 100; the rest are reads. Where on the disk is random. Default 0. */
+  /** Share of writes, 0 to 100; the rest are reads. Default 0. */
   readonly writePercent?: number
+  /** One block after the other, round and round; otherwise at random. Not with `verify`. Default false. */
+  readonly sequential?: boolean
   /** Writes blocks all over the disk first, and checks every byte that is read against what was written. Default false. */
   readonly verify?: boolean
+  /** Ends the load after so many requests, in all queues together; default 0: only by time. */
+  readonly requestCountMax?: number
+  /** Pieces that the data of a request is cut into, 1 to 126; each is a descriptor of the chain. Default 1. */
+  readonly segmentCount?: number
   /** Entries of the ring, a power of two up to what the back-end has, 4 to 32768. Default 256. */
   readonly queueSize?: number
   /** Notifications are suppressed by event indices, if the back-end has them, or by flags. Default true. */
@@ -44,12 +50,12 @@ export interface BlockLoadResult {
   readonly p50Micros: number
   readonly p99Micros: number
   readonly p999Micros: number
+  /** All of them, in nanoseconds, as HdrHistogram writes them (V2, compressed, base64): to be added to those of other runs. */
+  readonly latencyHistogram: string
   /** Event indices were negotiated. */
   readonly eventIdx: boolean
   /** Wake-ups of the back-end. */
   readonly kicks: number
-  /** All of them, in nanoseconds, as HdrHistogram writes them (V2, compressed, base64): to be added to those of other runs. */
-  readonly latencyHistogram: string
   /** Wake-ups of the front-end. */
   readonly signals: number
   /** Answers that were there while the front-end slept for a second: the back-end did not tell of them. */
@@ -111,7 +117,8 @@ export async function loadBlockDevice(options: BlockLoadOptions): Promise<BlockL
         eventIdx,
         indirect: (frontEnd.features & RingFeature.INDIRECT_DESC) !== 0n,
         suppress: true,
-        requestCountMax: 0,
+        // 0 stays 0: no limit.
+        requestCountMax: Math.ceil(load.requestCountMax / load.queueCount),
         firstSector: (index * partBlocks * load.blockBytes) / SECTOR_BYTES,
         capacityBytes: partBlocks * load.blockBytes,
         seed: load.seed + index,
@@ -154,20 +161,24 @@ function startQueue(
 }
 
 function checkedOptions(options: BlockLoadOptions): Required<BlockLoadOptions> {
-  const { socketPath, verify = false, eventIdx = true, ...numbers } = options
+  const { socketPath, verify = false, sequential = false, eventIdx = true, ...numbers } = options
   refuseUnknownOptions(numbers, [
     'queueCount',
     'queueDepth',
     'durationMs',
     'blockBytes',
     'writePercent',
+    'requestCountMax',
+    'segmentCount',
     'queueSize',
     'seed',
   ])
+  if (verify && sequential) throw optionRangeError('sequential', 'false when `verify` is true', sequential)
   const queueSize = integerIn('queueSize', options.queueSize ?? 256, 4, 32768)
   return {
     socketPath,
     verify,
+    sequential,
     eventIdx,
     queueSize,
     queueCount: integerIn('queueCount', options.queueCount ?? 1, 1, 64),
@@ -175,6 +186,8 @@ function checkedOptions(options: BlockLoadOptions): Required<BlockLoadOptions> {
     durationMs: integerIn('durationMs', options.durationMs ?? 1000, 1, 86_400_000),
     blockBytes: integerIn('blockBytes', options.blockBytes ?? 4096, 512, MiB),
     writePercent: integerIn('writePercent', options.writePercent ?? 0, 0, 100),
+    requestCountMax: integerIn('requestCountMax', options.requestCountMax ?? 0, 0, Number.MAX_SAFE_INTEGER),
+    segmentCount: integerIn('segmentCount', options.segmentCount ?? 1, 1, 126),
     seed: integerIn('seed', options.seed ?? 1, 0, 2 ** 32 - 1),
   }
 }

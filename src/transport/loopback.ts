@@ -209,6 +209,8 @@ export class Loopback extends EventEmitter<LoopbackEvents> {
       queueSize: this.#queueSize,
       eventIdx: this.#eventIdx,
       indirect: true,
+      segmentCount: 1,
+      sequential: false,
       suppress: this.#notification !== 'none',
       queueDepth,
       requestCountMax: integerIn('requestCountMax', load.requestCountMax ?? 0, 0, Number.MAX_SAFE_INTEGER),

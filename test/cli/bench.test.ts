@@ -55,6 +55,26 @@ test('control: two queues on a disk that forgets what is written are found out',
   t.true(result.mismatchedBytes > 0)
 })
 
+test('a load ends after so many requests, each in so many pieces', async (t) => {
+  const socketPath = await serve(t, memoryDisk({ capacityBytes: 8 * MiB }))
+  const result = await loadBlockDevice({
+    socketPath,
+    requestCountMax: 500,
+    durationMs: 60_000,
+    segmentCount: 126,
+    writePercent: 50,
+    queueSize: 1024,
+    queueDepth: 256,
+    verify: true,
+  })
+  t.is(result.requests, 500)
+  t.is(result.failedRequests + result.mismatchedBytes, 0)
+  await t.throwsAsync(loadBlockDevice({ socketPath, segmentCount: 127 }), { message: /segmentCount.* 126/ })
+  await t.throwsAsync(loadBlockDevice({ socketPath, sequential: true, verify: true }), {
+    message: /sequential/,
+  })
+})
+
 test('without event indices a load is one of flags', async (t) => {
   const socketPath = await serve(t, nullDisk({ capacityBytes: MiB }))
   const result = await loadBlockDevice({ socketPath, durationMs: 50, eventIdx: false })

@@ -156,6 +156,8 @@ test('bench takes a list of depths', async (t) => {
     seconds: 2,
     blockSize: 4096,
     writes: 0,
+    requests: 0,
+    segments: 1,
     queueSize: 256,
     queues: 1,
     eventIdx: true,

@@ -105,6 +105,8 @@ function makeDriver() {
     queueSize: 16,
     eventIdx: true,
     indirect: false,
+    segmentCount: 1,
+    sequential: false,
     suppress: true,
     queueDepth: 1,
     requestCountMax: 1,

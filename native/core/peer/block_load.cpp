@@ -61,7 +61,10 @@ std::uint32_t BlockLoad::in_flight_max() const noexcept {
 }
 
 BlockRequest BlockLoad::begin(std::byte* data) noexcept {
-  if (!options_.verify) return request_for(random() % block_count_, random() % 100 < options_.write_percent, 0);
+  if (!options_.verify) {
+    const std::uint64_t block = (options_.sequential ? next_block_++ : random()) % block_count_;
+    return request_for(block, random() % 100 < options_.write_percent, 0);
+  }
   const std::uint32_t index = filled_count_ < checked_count() ? filled_count_++ : pick_row();
   Row& row = rows_[index];
   row.in_flight = true;

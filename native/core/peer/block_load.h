@@ -17,6 +17,7 @@ struct BlockLoadOptions {
   bool verify;                   // check every byte read
   std::uint64_t seed;            // of the places and the data
   std::uint32_t queue_depth;     // requests in flight, at most
+  bool sequential = false;       // one block after the other, round and round; without `verify` only
 };
 
 struct BlockRequest {
@@ -65,6 +66,7 @@ class BlockLoad {
   const std::uint64_t block_count_;
   std::vector<Row> rows_;
   std::uint32_t filled_count_ = 0;
+  std::uint64_t next_block_ = 0;
   std::uint64_t random_state_;
 };
 
