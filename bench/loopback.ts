@@ -11,6 +11,7 @@ import {
   nullDisk,
   type SuppressionPolicy,
 } from '../src/index.ts'
+import type { BenchOptions, MeasuredRow, Section } from './section.ts'
 import { interleave, iopsCell, markdownTable, spreadOf } from './statistics.ts'
 
 interface Way {
@@ -40,15 +41,19 @@ const QUEUE_DEPTHS = [1, 8, 32, 128]
 
 /**
  * Measures the loopback: 4 KiB reads on a null and a memory disk at several depths, each way of notification.
- * Returns one Markdown table a store.
+ * One table a store.
  */
-export async function benchLoopback(roundCount: number, durationMs: number): Promise<string> {
+export async function benchLoopback({ rounds, ms }: BenchOptions): Promise<Section<LoadResult>> {
   const sections: string[] = []
+  const measured: MeasuredRow<LoadResult>[] = []
   for (const [store, makeDisk] of Object.entries(STORES)) {
     const cases = QUEUE_DEPTHS.flatMap((queueDepth) => WAYS.map((way) => ({ queueDepth, way })))
-    const samples = await interleave(cases, roundCount, ({ queueDepth, way }) =>
-      runOnce(makeDisk(), way, queueDepth, durationMs),
+    const samples = await interleave(cases, rounds, ({ queueDepth, way }) =>
+      runOnce(makeDisk(), way, queueDepth, ms),
     )
+    for (const [index, { queueDepth, way }] of cases.entries()) {
+      measured.push({ names: [store, way.name, `QD${queueDepth}`], samples: samples[index]! })
+    }
     const rows = cases.map(({ queueDepth, way }, index) => rowOf(queueDepth, way, samples[index]!))
     sections.push(
       `### Loopback, ${store} disk, 4 KiB reads\n\n${markdownTable(
@@ -58,6 +63,7 @@ export async function benchLoopback(roundCount: number, durationMs: number): Pro
           'IOPS (min to max)',
           'p50 µs',
           'p99 µs',
+          'p99.9 µs',
           'kicks / 1,000',
           'signals / 1,000',
           'native calls / batch',
@@ -67,7 +73,7 @@ export async function benchLoopback(roundCount: number, durationMs: number): Pro
       )}`,
     )
   }
-  return sections.join('\n\n')
+  return { name: 'loopback', markdown: sections.join('\n\n'), rows: measured }
 }
 
 async function runOnce(
@@ -96,6 +102,7 @@ function rowOf(queueDepth: number, way: Way, results: readonly LoadResult[]): st
     iopsCell(results.map((result) => result.iops)),
     of((result) => result.p50Micros).toFixed(1),
     of((result) => result.p99Micros).toFixed(1),
+    of((result) => result.p999Micros).toFixed(1),
     perThousand((result) => result.kicks),
     perThousand((result) => result.signals),
     of((result) => result.nativeCalls / result.batches).toFixed(2),

@@ -4,6 +4,7 @@ import { pathToFileURL } from 'node:url'
 import { parseArgs } from 'node:util'
 import { TcmuGuest, type TcmuOrder } from '../test/helpers/tcmu-guest.ts'
 import { guestTools, tcmuGuestTools, tcmuRunner } from '../test/helpers/tools.ts'
+import { notRun, type Section } from './section.ts'
 import { interleave, markdownTable, spreadOf } from './statistics.ts'
 
 /** A device server with its options, as the scenario `measure` starts it. */
@@ -65,14 +66,17 @@ export async function measureTcmu(
   }
 }
 
-/** A Markdown section with the table of {@link measureTcmu}, or a sentence that says what is missing. */
-export async function benchTcmu(roundCount: number): Promise<string> {
-  const heading = '### TCMU on the real kernel, in instructions\n\n'
+/** The table of {@link measureTcmu}. */
+export async function benchTcmu(roundCount: number): Promise<Section<TcmuSample>> {
+  const heading = '### TCMU on the real kernel, in instructions'
   const needed = [...Object.values(guestTools), ...Object.values(tcmuGuestTools), tcmuRunner]
   const missing = needed.filter(({ path }) => path === undefined)
-  if (missing.length > 0)
-    return `${heading}Not run: ${missing.map(({ name }) => name).join(', ')} is missing.`
-  return heading + tableOf(await measureTcmu(roundCount))
+  if (missing.length > 0) {
+    return notRun('tcmu', heading, `${missing.map(({ name }) => name).join(', ')} is missing`)
+  }
+  const measurements = await measureTcmu(roundCount)
+  const rows = measurements.map(({ server, samples }) => ({ names: [server], samples }))
+  return { name: 'tcmu', markdown: `${heading}\n\n${tableOf(measurements)}`, rows }
 }
 
 const WORKLOADS: Readonly<Record<string, string>> = {

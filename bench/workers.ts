@@ -5,6 +5,7 @@ import { GiB } from '../src/index.ts'
 import type { BlockLoadResult } from '../src/testing/index.ts'
 import { hushring, serveWithHushring } from '../test/helpers/back-ends.ts'
 import { Scope } from './scope.ts'
+import type { BenchOptions, Section } from './section.ts'
 import { interleave, iopsCell, markdownTable, spreadOf } from './statistics.ts'
 
 const run = promisify(execFile)
@@ -25,19 +26,21 @@ const DEPTHS = [2, 32, 128] as const
 
 /**
  * Measures one queue and two, with and without workers, at the same number of requests in flight. Each queue has a thread
- * that drives it, so that two queues and two workers are four threads on whatever processors there are. Returns Markdown.
+ * that drives it, so that two queues and two workers are four threads on whatever processors there are.
  */
-export async function benchWorkers(roundCount: number): Promise<string> {
+export async function benchWorkers({
+  rounds,
+}: Pick<BenchOptions, 'rounds'>): Promise<Section<BlockLoadResult>> {
   const scope = new Scope()
   try {
     const cases: { depth: number; name: string; queueCount: number; socketPath: string }[] = []
     for (const { name, queueCount, words } of SERVERS) {
-      const options = { store: { nullBytes: GiB }, queueCount }
+      const options = { store: { nullBytes: GiB }, queueCount, limitSeconds: 3600 }
       const { socketPath } = await serveWithHushring(scope, options, ['--device', DEVICE, ...words])
       for (const depth of DEPTHS) cases.push({ depth, name, queueCount, socketPath })
     }
     cases.sort((one, other) => one.depth - other.depth)
-    const samples = await interleave(cases, roundCount, load)
+    const samples = await interleave(cases, rounds, load)
     const rows = cases.map(({ depth, name }, index) => {
       const one = samples[cases.findIndex((first) => first.depth === depth)]!
       return [String(depth), name, ...cellsOf(samples[index]!, one)]
@@ -50,15 +53,21 @@ export async function benchWorkers(roundCount: number): Promise<string> {
       'p50 µs',
       'p99 µs',
       '×',
+      'p99.9 µs',
       'back-end CPU µs',
     ]
-    return `### Queues on workers
+    const markdown = `### Queues on workers
 
 ${markdownTable(header, rows)}
 
 4 KiB reads on a null disk whose handler is TypeScript, \`adaptive\`, nothing pinned, by \`hushring bench --queues\`; the same number
-of requests in flight in all queues together; percentiles are those of the slower queue; × is the ratio to one queue.
+of requests in flight in all queues together; percentiles are of all queues together; × is the ratio to one queue.
 Device and client share the processors: with two queues there are two of each.`
+    const measured = cases.map(({ depth, name }, index) => ({
+      names: [`QD${depth}`, name],
+      samples: samples[index]!,
+    }))
+    return { name: 'workers', markdown, rows: measured }
   } finally {
     await scope.end()
   }
@@ -98,11 +107,12 @@ function cellsOf(results: readonly BlockLoadResult[], one: readonly BlockLoadRes
     median(results, ({ p50Micros }) => p50Micros).toFixed(1),
     median(results, ({ p99Micros }) => p99Micros).toFixed(1),
     ratio(({ p99Micros }) => p99Micros),
+    median(results, ({ p999Micros }) => p999Micros).toFixed(1),
     median(results, ({ backEndCpuMs = 0, requests }) => (1000 * backEndCpuMs) / requests).toFixed(2),
   ]
 }
 
 if (import.meta.url === pathToFileURL(process.argv[1]!).href) {
   const { values } = parseArgs({ options: { rounds: { type: 'string', default: '7' } } })
-  console.log(await benchWorkers(Number(values.rounds)))
+  console.log((await benchWorkers({ rounds: Number(values.rounds) })).markdown)
 }

@@ -21,6 +21,8 @@ export interface ServeOptions {
   readonly queueCount?: number
   /** Default false. */
   readonly readOnly?: boolean
+  /** The longest the back-end lives. Default 120: longer than any one test takes. */
+  readonly limitSeconds?: number
 }
 
 /** A back-end that accepts a front-end. */
@@ -36,7 +38,6 @@ export interface BackEnd {
 /** Starts one kind of back-end, for the length of a scope at most. */
 export type Serve = (scope: Scope, options: ServeOptions) => Promise<BackEnd>
 
-/** The longest a back-end lives, in seconds: longer than any one test takes. */
 const LIMIT_SECONDS = 120
 
 /** The program that is tested: `$HUSHRING_COMMAND`, words separated by blanks, or the built command line tool. */
@@ -54,7 +55,7 @@ export async function serveWithHushring(
   scope: Scope,
   options: ServeOptions,
   extraArguments: readonly string[] = [],
-): Promise<BackEnd> {
+): Promise<BackEnd & { readonly statsPath: string }> {
   const directory = await temporaryDirectory(scope)
   const socketPath = join(directory, 'hushring.sock')
   const statsPath = join(directory, 'stats.json')
@@ -75,12 +76,13 @@ export async function serveWithHushring(
       ...(options.readOnly ? ['--read-only'] : []),
       ...extraArguments,
     ],
-    LIMIT_SECONDS,
+    options.limitSeconds ?? LIMIT_SECONDS,
   )
   scope.teardown(() => command.stop())
   await command.until(() => /^ready vhost-user /m.test(command.stdout()))
   return {
     socketPath,
+    statsPath,
     async stop() {
       const status = await command.stop()
       assert.equal(status, 0, `hushring exited with status ${status}\n${command.stderr()}`)
@@ -124,7 +126,7 @@ export async function serveWithStorageDaemon(
       `type=vhost-user-blk,id=disk,node-name=store,addr.type=unix,addr.path=${socketPath},` +
         `writable=${writable},num-queues=${options.queueCount ?? 1}`,
     ],
-    LIMIT_SECONDS,
+    options.limitSeconds ?? LIMIT_SECONDS,
   )
   scope.teardown(() => command.stop())
   // It writes its pid when the socket listens, and prints nothing.
