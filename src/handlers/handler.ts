@@ -111,6 +111,8 @@ export function answerOf<Io extends Request, Value>(
   try {
     const answer = call(io)
     if (isCompletion(answer)) return answer
+    // What a store mostly answers with: neither of the other looks finds anything in it.
+    if (typeof answer === 'number' || answer === undefined) return completionOf(io, answer)
     if (isPromiseLike(answer)) {
       const fail = (cause: unknown): Completion => failureOf(io, cause)
       // One hop instead of then() and catch(): each is a promise, and a turn of the queue of microtasks.

@@ -99,6 +99,12 @@ export class TcmuQueue {
   keptCount = 0
 
   readonly #native: NativeTcmuQueue
+  // The tables of the native queue: looking them up in it is slow, and this is done for each command.
+  readonly #commands: NativeTcmuQueue['commands']
+  readonly #cdbs: NativeTcmuQueue['cdbs']
+  readonly #segments: NativeTcmuQueue['segments']
+  readonly #completions: NativeTcmuQueue['completions']
+  readonly #tidings: NativeTcmuQueue['tidings']
   readonly #area: DataArea
   readonly #options: TcmuQueueOptions
   readonly #batch = new Batch<ScsiRequest>()
@@ -132,6 +138,11 @@ export class TcmuQueue {
       batchCountMax: Math.min(batchCountMax, commandCountMax),
       inlineCopyBytesMax,
     })
+    this.#commands = this.#native.commands
+    this.#cdbs = this.#native.cdbs
+    this.#segments = this.#native.segments
+    this.#completions = this.#native.completions
+    this.#tidings = this.#native.tidings
   }
 
   /**
@@ -178,7 +189,7 @@ export class TcmuQueue {
 
   /** See the load of a `SuppressionPolicy`: ring or data nearly full, or an answer that an initiator waits for. */
   get urgent(): boolean {
-    return this.#awaitedRecorded || this.#native.tidings[TcmuTidings.nearlyFull] !== 0
+    return this.#awaitedRecorded || this.#tidings[TcmuTidings.nearlyFull] !== 0
   }
 
   /** A look at the ring that changes nothing: true when it shows an entry that was not taken. */
@@ -201,9 +212,9 @@ export class TcmuQueue {
     batch.count = count
     for (let row = 0; row < count; row++) batch.requests[row] = this.#requestAt(row)
     this.inFlightCount += count
-    if (this.#native.tidings[TcmuTidings.tmrPresent] !== 0) this.#noteTaskManagement()
+    if (this.#tidings[TcmuTidings.tmrPresent] !== 0) this.#noteTaskManagement()
     // Whoever holds the answers asked for the room when they were ready, and does not ask again.
-    if (this.#native.tidings[TcmuTidings.nearlyFull] !== 0) this.#publishHeld()
+    if (this.#tidings[TcmuTidings.nearlyFull] !== 0) this.#publishHeld()
     return batch
   }
 
@@ -222,26 +233,28 @@ export class TcmuQueue {
   }
 
   #requestAt(row: number): ScsiRequest {
-    const { commands, cdbs, segments } = this.#native
+    const [commands, cdbs, segments] = [this.#commands, this.#cdbs, this.#segments]
     const request = this.#pool.pop() ?? new ScsiRequest(() => new DataAreaSegments(this.#area))
     const base = row * TcmuCommandRow.words
     const command = commands[base + TcmuCommandRow.command]!
     request.head = command
     request.commandId = commands[base + TcmuCommandRow.commandId]!
     request.cdbBytes = commands[base + TcmuCommandRow.cdbBytes]!
+    const { headerWords } = request
     const cdbBase = row * CDB_WORDS
-    for (let word = 0; word * 4 < request.cdbBytes; word++) {
-      request.headerWords[word] = cdbs[cdbBase + word]!
-    }
+    const wordCount = (request.cdbBytes + 3) >>> 2
+    for (let word = 0; word < wordCount; word++) headerWords[word] = cdbs[cdbBase + word]!
     const bidiCount = commands[base + TcmuCommandRow.bidiCount]!
     request.isBidirectional = bidiCount > 0
+    const { windows } = this.#area
     const first = commands[base + TcmuCommandRow.firstSegment]!
     const bidiFrom = first + commands[base + TcmuCommandRow.dataCount]!
+    let list = request.dataOut
     for (let segment = first; segment < bidiFrom + bidiCount; segment++) {
+      if (segment === bidiFrom) list = request.dataIn
       const at = segment * SegmentRow.words
-      const list = segment < bidiFrom ? request.dataOut : request.dataIn
       list.append(
-        this.#area.windows[segments[at + SegmentRow.window]!]!,
+        windows[segments[at + SegmentRow.window]!]!,
         segments[at + SegmentRow.offsetBytes]!,
         segments[at + SegmentRow.lengthBytes]!,
       )
@@ -255,7 +268,8 @@ export class TcmuQueue {
   // id that it names may stand for a new command there. So it is told at the end of this turn of the loop's work, or
   // before the next take.
   #noteTaskManagement(): void {
-    const { tidings, aborted } = this.#native
+    const { aborted } = this.#native
+    const tidings = this.#tidings
     const commands: ScsiRequest[] = []
     for (let index = 0; index < tidings[TcmuTidings.tmrCommandCount]!; index++) {
       const request = this.#requests[aborted[index]!]
@@ -344,7 +358,7 @@ export class TcmuQueue {
   }
 
   #writeRow(request: ScsiRequest, completion: Completion): void {
-    const { completions } = this.#native
+    const completions = this.#completions
     const row = this.#recordedCount++
     this.#order?.answer(request.head)
     const base = row * TcmuCompletionRow.words

@@ -17,7 +17,7 @@ export const CDB_6: BlockFields = {
   lbaAt: 1,
   countAt: 4,
   hasForceUnitAccess: false,
-  lba: (cdb) => cdb.readUIntBE(1, 3) & 0x1f_ffff,
+  lba: (cdb) => uint24(cdb, 1) & 0x1f_ffff,
   count: (cdb) => cdb[4]! || 256,
 }
 
@@ -26,8 +26,8 @@ export const CDB_10: BlockFields = {
   lbaAt: 2,
   countAt: 7,
   hasForceUnitAccess: true,
-  lba: (cdb) => cdb.readUInt32BE(2),
-  count: (cdb) => cdb.readUInt16BE(7),
+  lba: (cdb) => uint32(cdb, 2),
+  count: (cdb) => uint16(cdb, 7),
 }
 
 /** The commands of 12 bytes. */
@@ -35,8 +35,8 @@ export const CDB_12: BlockFields = {
   lbaAt: 2,
   countAt: 6,
   hasForceUnitAccess: true,
-  lba: (cdb) => cdb.readUInt32BE(2),
-  count: (cdb) => cdb.readUInt32BE(6),
+  lba: (cdb) => uint32(cdb, 2),
+  count: (cdb) => uint32(cdb, 6),
 }
 
 /** The commands of 16 bytes. */
@@ -45,11 +45,25 @@ export const CDB_16: BlockFields = {
   countAt: 10,
   hasForceUnitAccess: true,
   lba: (cdb) => readUInt64BE(cdb, 2),
-  count: (cdb) => cdb.readUInt32BE(10),
+  count: (cdb) => uint32(cdb, 10),
 }
 
 /** COMPARE AND WRITE: 16 bytes, but the number of blocks has only one of them. */
 export const CDB_COMPARE_AND_WRITE: BlockFields = { ...CDB_16, countAt: 13, count: (cdb) => cdb[13]! }
+
+// A CDB has room for each of its fields. The methods of Buffer check their argument behind a wrapper that makes an array
+// of it; this is read twice a command.
+function uint16(cdb: Buffer, at: number): number {
+  return (cdb[at]! << 8) | cdb[at + 1]!
+}
+
+function uint24(cdb: Buffer, at: number): number {
+  return (uint16(cdb, at) << 8) | cdb[at + 2]!
+}
+
+function uint32(cdb: Buffer, at: number): number {
+  return uint24(cdb, at) * 2 ** 8 + cdb[at + 3]!
+}
 
 const FORCE_UNIT_ACCESS = 0x08
 

@@ -19,6 +19,8 @@ export interface Command {
   readonly usage: Buffer
   /** The bits that may be 1 and mean nothing included. */
   readonly permitted: Buffer
+  /** All other bits but those of the operation code, in words as a request has its CDB. */
+  readonly reservedWords: Uint32Array
   /** True when a unit attention condition neither stops the command nor is told with it (SAM-5, 5.14). */
   readonly passesAttention: boolean
   readonly execute: Execute
@@ -57,8 +59,21 @@ export function command(
   const permitted = Buffer.from(bytes)
   permitted[1]! |= ignoredBits | (hasServiceAction ? SERVICE_ACTION_BITS : 0)
   permitted[permitted.length - 1]! |= IGNORED_CONTROL_BITS
+  const reservedWords = new Uint32Array(Math.ceil(bytes.length / 4))
+  const reserved = Buffer.from(reservedWords.buffer)
+  // The operation code is what found the command.
+  for (let byte = 1; byte < bytes.length; byte++) reserved[byte] = ~permitted[byte]!
   const serviceAction = hasServiceAction ? bytes[1]! & SERVICE_ACTION_BITS : undefined
-  return { name, opcode: bytes[0]!, serviceAction, usage: bytes, permitted, passesAttention, execute }
+  return {
+    name,
+    opcode: bytes[0]!,
+    serviceAction,
+    usage: bytes,
+    permitted,
+    reservedWords,
+    passesAttention,
+    execute,
+  }
 }
 
 /** The commands of one disk, by operation code and service action. */

@@ -58,13 +58,21 @@ export class DiskUnit {
       return this.checkCondition(request, attentions.take()!)
     }
     if (command === undefined) return this.#refuseUnknown(request)
-    const { permitted } = command
+    const { permitted, reservedWords } = command
     if (cdbBytes < permitted.length) return this.checkCondition(request, Condition.INVALID_FIELD_IN_CDB)
-    for (let byte = 1; byte < permitted.length; byte++) {
-      const wrongBits = cdb[byte]! & ~permitted[byte]!
-      if (wrongBits !== 0) return this.invalidField(request, byte, 31 - Math.clz32(wrongBits))
+    const { headerWords } = request
+    for (let word = 0; word < reservedWords.length; word++) {
+      if ((headerWords[word]! & reservedWords[word]!) !== 0) return this.#refuseReserved(request, permitted)
     }
     return command.execute(this, request)
+  }
+
+  /** Points at the first bit of a CDB that must be 0 and is not. */
+  #refuseReserved(request: ScsiRequest, permitted: Buffer): Completion {
+    const wrongBits = (byte: number): number => request.cdb[byte]! & ~permitted[byte]!
+    let byte = 1
+    while (wrongBits(byte) === 0) byte++
+    return this.invalidField(request, byte, 31 - Math.clz32(wrongBits(byte)))
   }
 
   #refuseUnknown(request: ScsiRequest): Completion {

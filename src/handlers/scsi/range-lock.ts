@@ -45,9 +45,10 @@ export class RangeLock {
       return this.#granted(claim, request, work)
     }
     // An answer in the same call leaves nobody the time to come in between, so there is nothing to claim.
-    const answer = settled(work(request, offsetBytes, lengthBytes))
+    const answer = work(request, offsetBytes, lengthBytes)
     if (isCompletion(answer)) return answer
-    return this.#released(this.#claim(offsetBytes, lengthBytes, false), answer)
+    const late = settled(answer)
+    return this.#released(this.#claim(offsetBytes, lengthBytes, false), late)
   }
 
   /** Does work during which nothing else happens on the range. Parameters as {@link shared}. */
@@ -87,7 +88,7 @@ export class RangeLock {
     }
   }
 
-  async #released(claim: Claim, answer: PromiseLike<Completion>): Promise<Completion> {
+  async #released(claim: Claim, answer: Completion | PromiseLike<Completion>): Promise<Completion> {
     try {
       return await answer
     } finally {
