@@ -113,28 +113,37 @@ export function answerOf<Io extends Request, Value>(
     if (isCompletion(answer)) return answer
     // What a store mostly answers with: neither of the other looks finds anything in it.
     if (typeof answer === 'number' || answer === undefined) return completionOf(io, answer)
-    if (isPromiseLike(answer)) {
-      const fail = (cause: unknown): Completion => failureOf(io, cause)
-      // One hop instead of then() and catch(): each is a promise, and a turn of the queue of microtasks.
-      return answer.then((value) => {
-        try {
-          return completionOf(io, value as Value)
-        } catch (cause) {
-          return fail(cause)
-        }
-      }, fail)
-    }
-    if (isObservable(answer)) {
-      return new CompletionObservable(
-        answer,
-        (value) => completionOf(io, value as Value),
-        (cause) => failureOf(io, cause),
-      )
-    }
-    return completionOf(io, answer as Value)
+    return laterAnswerOf(io, answer, completionOf)
   } catch (cause) {
     return failureOf(io, cause)
   }
+}
+
+/** Apart from its caller, which is called for each request: a closure is paid for at each call of the function around it. */
+function laterAnswerOf<Io extends Request, Value>(
+  io: Io,
+  answer: Value | PromiseLike<Value> | Observable<Value>,
+  completionOf: (io: Io, value: Value) => Completion,
+): Answer {
+  if (isPromiseLike(answer)) {
+    const fail = (cause: unknown): Completion => failureOf(io, cause)
+    // One hop instead of then() and catch(): each is a promise, and a turn of the queue of microtasks.
+    return answer.then((value) => {
+      try {
+        return completionOf(io, value as Value)
+      } catch (cause) {
+        return fail(cause)
+      }
+    }, fail)
+  }
+  if (isObservable(answer)) {
+    return new CompletionObservable(
+      answer,
+      (value) => completionOf(io, value as Value),
+      (cause) => failureOf(io, cause),
+    )
+  }
+  return completionOf(io, answer as Value)
 }
 
 /** An answer as a completion or a promise of one. An observable is subscribed to. */

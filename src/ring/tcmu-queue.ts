@@ -233,8 +233,10 @@ export class TcmuQueue {
   }
 
   #requestAt(row: number): ScsiRequest {
-    const [commands, cdbs, segments] = [this.#commands, this.#cdbs, this.#segments]
-    const request = this.#pool.pop() ?? new ScsiRequest(() => new DataAreaSegments(this.#area))
+    const commands = this.#commands
+    const cdbs = this.#cdbs
+    const segments = this.#segments
+    const request = this.#pool.pop() ?? this.#newRequest()
     const base = row * TcmuCommandRow.words
     const command = commands[base + TcmuCommandRow.command]!
     request.head = command
@@ -262,6 +264,12 @@ export class TcmuQueue {
     this.#requests[command] = request
     this.#order?.take(command)
     return request
+  }
+
+  // Apart from its caller, which is called for each command: a closure over `this` is paid for at each call of the function
+  // around it, made or not.
+  #newRequest(): ScsiRequest {
+    return new ScsiRequest(() => new DataAreaSegments(this.#area))
   }
 
   // The commands before the entry have to be with their handlers when it is told, and those after it must not be: an

@@ -209,11 +209,14 @@ export class DiskUnit {
     const io = this.#idle.pop() ?? new BlockRequest()
     io.assign(request, verb, offsetBytes, lengthBytes, data, mayUnmap)
     const answer = attempt(this.disk.handler, io)
-    if (!isCompletion(answer))
-      return mapAnswer(answer, (completion) => this.#reported(request, io, completion))
+    if (!isCompletion(answer)) return this.#reportedLater(request, io, answer)
     // The object is free again only because it was answered at once: nobody else can still hold it.
     this.#idle.push(io)
     return this.#reported(request, io, answer)
+  }
+
+  #reportedLater(request: ScsiRequest, io: BlockRequest, answer: Answer): Answer {
+    return mapAnswer(answer, (completion) => this.#reported(request, io, completion))
   }
 
   #reported(request: ScsiRequest, io: BlockRequest, answer: Completion): Completion {

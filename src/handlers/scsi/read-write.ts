@@ -1,6 +1,7 @@
 import type { Completion } from '../../ring/request.ts'
 import type { ScsiRequest } from '../../ring/scsi-request.ts'
 import type { SegmentList } from '../../ring/segments.ts'
+import type { Answer } from '../handler.ts'
 import type { BlockFields } from './cdb.ts'
 import type { Execute } from './command.ts'
 import type { DiskUnit } from './disk-unit.ts'
@@ -19,9 +20,13 @@ export function read(fields: BlockFields): Execute {
     if (fault !== undefined) return fault
     if (count === 0) return unit.good(request)
     const answer = unit.shared(request, lba * unit.blockBytes, lengthBytes, unit.readDataIn)
-    if (dataIn.byteLength === lengthBytes) return answer
-    return answeredWith(answer, () => request.ok(lengthBytes))
+    return dataIn.byteLength === lengthBytes ? answer : filledTo(lengthBytes, request, answer)
   }
+}
+
+/** For an initiator that made room for more than it asked for. */
+function filledTo(lengthBytes: number, request: ScsiRequest, answer: Answer): Answer {
+  return answeredWith(answer, () => request.ok(lengthBytes))
 }
 
 /** WRITE (SBC-3, 5.32): straight from the memory of the initiator. */
@@ -36,8 +41,13 @@ export function write(fields: BlockFields): Execute {
     const work = unit.isWriteThrough(request, fields) ? writeThrough(unit, fields) : unit.writeDataOut
     const answer = unit.shared(request, lba * unit.blockBytes, lengthBytes, work)
     if (request.dataIn.byteLength === lengthBytes && !request.isBidirectional) return answer
-    return answeredWith(answer, () => unit.goodWrite(request, lengthBytes))
+    return wroteFrontOf(unit, request, lengthBytes, answer)
   }
+}
+
+/** For an initiator that brought more than it asked to be written, or made room for Data-In. */
+function wroteFrontOf(unit: DiskUnit, request: ScsiRequest, lengthBytes: number, answer: Answer): Answer {
+  return answeredWith(answer, () => unit.goodWrite(request, lengthBytes))
 }
 
 function writeThrough(unit: DiskUnit, fields: BlockFields): RangeWork {
