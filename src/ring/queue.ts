@@ -138,7 +138,6 @@ export class VirtQueue {
   readonly #headers: Uint32Array
   readonly #completions: Uint32Array
   readonly #batch = new Batch()
-  readonly #pool: RingRequest[] = []
   readonly #headerBytes: number
   /** Most requests of the next batch. */
   #nextCountMax: number
@@ -185,8 +184,8 @@ export class VirtQueue {
    */
   start(ring: VirtQueueStart): void {
     const { memory, inflight, ...rest } = ring
-    this.#throwIfBroken(
-      -this.#native.start({ ...rest, inflight, guestAddresses: false, regions: memory.nativeRegions }),
+    this.#throwIfFaulty(
+      this.#native.start({ ...rest, inflight, guestAddresses: false, regions: memory.nativeRegions }),
     )
     this.#memory = memory
     this.armed = false
@@ -219,7 +218,7 @@ export class VirtQueue {
    */
   setMemory(memory: DriverMemory): void {
     const older = this.#memory
-    this.#throwIfBroken(-this.#native.setRegions(memory.nativeRegions))
+    this.#throwIfFaulty(this.#native.setRegions(memory.nativeRegions))
     this.#memory = memory
     if (older === undefined || this.#pinCount === 0) return
     this.#olderPins.set(older, this.#pinCount)
@@ -251,9 +250,13 @@ export class VirtQueue {
     countSize(this.#batchSizes, count)
     let dataBytes = 0
     for (let row = 0; row < count; row++) {
-      const request = this.#requestAt(row)
-      batch.requests[row] = request
-      dataBytes += request.readable.byteLength + request.writable.byteLength
+      let request = batch.requests[row]
+      // One that was answered late may still be held by somebody: its place gets another object.
+      if (request?.isIdle !== true) {
+        request = this.#newRequest()
+        batch.requests[row] = request
+      }
+      dataBytes += this.#fill(request, row)
     }
     if (count > 0) {
       const areLarge = dataBytes >= LARGE_BYTES * count
@@ -271,31 +274,36 @@ export class VirtQueue {
     return request
   }
 
-  #requestAt(row: number): RingRequest {
+  /** Makes an object stand for the request in a row of the tables. Returns the bytes of its data. */
+  #fill(request: RingRequest, row: number): number {
     const requests = this.#requests
     const segments = this.#segments
     const headers = this.#headers
-    const request = this.#pool.pop() ?? this.#newRequest()
+    const memory = this.#memory!
     const base = row * RequestRow.words
+    request.isIdle = false
     request.head = requests[base + RequestRow.head]!
-    request.memory = this.#memory
-    const { headerWords } = request
+    request.memory = memory
+    const { headerWords, readable, writable } = request
     const headerBase = row * headerWords.length
     for (let word = 0; word < headerWords.length; word++) headerWords[word] = headers[headerBase + word]!
-    const windows = this.#memory!.windows
+    const { windows } = memory
     const first = requests[base + RequestRow.firstSegment]!
     const writableFrom = first + requests[base + RequestRow.readableCount]!
     const end = writableFrom + requests[base + RequestRow.writableCount]!
+    let dataBytes = 0
     for (let segment = first; segment < end; segment++) {
       const at = segment * SegmentRow.words
-      const list = segment < writableFrom ? request.readable : request.writable
+      const lengthBytes = segments[at + SegmentRow.lengthBytes]!
+      const list = segment < writableFrom ? readable : writable
       list.append(
         windows[segments[at + SegmentRow.window]!]!,
         segments[at + SegmentRow.offsetBytes]!,
-        segments[at + SegmentRow.lengthBytes]!,
+        lengthBytes,
       )
+      dataBytes += lengthBytes
     }
-    return request
+    return dataBytes
   }
 
   /**
@@ -318,10 +326,12 @@ export class VirtQueue {
     }
   }
 
-  /** Gives a request object back for reuse, after a synchronous answer only: nobody else may still hold it. */
+  /**
+   * Gives a request object back for reuse, after a synchronous answer only: nobody else may still hold it. It stands for
+   * another request when its place in the batch is filled the next time.
+   */
   recycle(request: RingRequest): void {
     request.recycle()
-    this.#pool.push(request)
   }
 
   /**
@@ -424,6 +434,11 @@ export class VirtQueue {
     this.#native.close()
   }
 
+  #throwIfFaulty(fault: number): void {
+    if (fault !== 0) throw ringError(fault, this.index)
+  }
+
+  /** As {@link #throwIfFaulty}, apart from it: a 0 that was negated is no small integer, and V8 remembers having seen one. */
   #throwIfBroken(result: number): number {
     if (result < 0) throw ringError(-result, this.index)
     return result

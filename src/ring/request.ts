@@ -140,6 +140,8 @@ export class RingRequest extends Request {
   queueIndex = 0
   /** Descriptor index that names the chain; goes back to the driver with the answer. */
   head = 0
+  /** Whether the object may stand for another request. */
+  isIdle = true
   /**
    * The first bytes of the device-readable part, copied once when the request was taken, as little-endian words
    * of 32 bits. As many bytes as the device's framing asks for. The driver can no longer change them.
@@ -185,5 +187,6 @@ export class RingRequest extends Request {
     this.readable.clear()
     this.writable.clear()
     this.memory = undefined
+    this.isIdle = true
   }
 }
