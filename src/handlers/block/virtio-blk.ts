@@ -67,7 +67,10 @@ export function virtioBlk(disk: BlockDevice): VirtioDevice {
     queueCountMax: 256,
     framing: { headerBytes: HEADER_BYTES, statusByte: true },
     config: (queueCount) => configOf(disk, queueCount),
-    connect: (features) => codec(disk, features),
+    connect: (features) => {
+      const codec = new Codec(disk, features)
+      return (request) => codec.answer(request)
+    },
     close: () => disk.close(),
   })
 }
@@ -116,58 +119,88 @@ function configOf({ geometry, abilities }: BlockDevice, queueCount: number): Uin
   return config
 }
 
-/** The handler of one queue: a ring request in, a block request to the disk, its answer back as bytes written. */
-function codec(disk: BlockDevice, features: bigint): Handler<RingRequest> {
-  const { geometry, abilities, readOnly } = disk
-  const accepted = (feature: bigint): boolean => (features & feature) !== 0n
-  const next = abilities.flush && !accepted(Feature.FLUSH) ? writeThrough()(disk.handler) : disk.handler
-  const idle: BlockRequest[] = []
-  const serial = Buffer.alloc(SERIAL_BYTES)
-  serial.write(disk.serial, 'latin1')
+/**
+ * The handler of one connection: a ring request in, a block request to the disk, its answer back as bytes written.
+ *
+ * Its functions are methods and no closures: V8 compiles a method into its callers, but not a closure of which there is a
+ * second one, which is there from the second connection on.
+ */
+class Codec {
+  readonly #disk: BlockDevice
+  readonly #features: bigint
+  readonly #next: Handler
+  readonly #idle: BlockRequest[] = []
+  readonly #serial = Buffer.alloc(SERIAL_BYTES)
 
-  const ask = (request: RingRequest, verb: BlockVerb, offsetBytes: number, data: SegmentList): Answer => {
-    const io = (idle.pop() ?? new BlockRequest()).assign(request, verb, offsetBytes, data.byteLength, data)
-    const answer = next(io)
-    if (!isCompletion(answer)) return reportedLater(request, io, answer)
-    // The object is free again only because it was answered at once: nobody else can still hold it.
-    idle.push(io)
-    return reported(request, io, answer)
+  constructor(disk: BlockDevice, features: bigint) {
+    this.#disk = disk
+    this.#features = features
+    const writesThrough = disk.abilities.flush && !this.#accepted(Feature.FLUSH)
+    this.#next = writesThrough ? writeThrough()(disk.handler) : disk.handler
+    this.#serial.write(disk.serial, 'latin1')
   }
 
-  const transfer = (request: RingRequest, verb: 'read' | 'write', data: SegmentList): Answer => {
-    if (data.byteLength === 0) return request.fail(noDataError(verb))
-    const offsetBytes = u64At(request.headerWords, HeaderWord.sectorLow) * SECTOR_BYTES
-    const error = rangeError(geometry, offsetBytes, data.byteLength)
-    return error === undefined ? ask(request, verb, offsetBytes, data) : request.fail(error)
-  }
-
-  const ranges = (request: RingRequest, verb: keyof typeof RANGE_LIMITS, feature: bigint): Answer => {
-    if (readOnly) return request.fail(new HushringError('ERR_BLOCK_READ_ONLY'))
-    if (!abilities[verb] || !accepted(feature)) return request.unsupported()
-    const parsed = parseRanges(request, verb, geometry)
-    return Array.isArray(parsed) ? inTurn(next, request, parsed) : parsed
-  }
-
-  return (request) => {
+  answer(request: RingRequest): Answer {
     switch (request.headerWords[HeaderWord.type]) {
       case RequestType.IN:
-        return transfer(request, 'read', request.writable)
+        return this.#transfer(request, 'read', request.writable)
       case RequestType.OUT:
-        if (readOnly) return request.fail(new HushringError('ERR_BLOCK_READ_ONLY'))
-        return transfer(request, 'write', request.readable)
+        if (this.#disk.readOnly) return request.fail(new HushringError('ERR_BLOCK_READ_ONLY'))
+        return this.#transfer(request, 'write', request.readable)
+      default:
+        return this.#control(request)
+    }
+  }
+
+  #control(request: RingRequest): Answer {
+    switch (request.headerWords[HeaderWord.type]) {
       case RequestType.FLUSH:
-        return abilities.flush ? ask(request, 'flush', 0, NO_DATA) : request.unsupported()
+        return this.#disk.abilities.flush ? this.#ask(request, 'flush', 0, NO_DATA) : request.unsupported()
       case RequestType.GET_ID: {
-        const countBytes = request.writable.copyFrom(serial)
+        const countBytes = request.writable.copyFrom(this.#serial)
         return countBytes === 0 ? request.fail(noDataError('read')) : request.ok(countBytes)
       }
       case RequestType.DISCARD:
-        return ranges(request, 'discard', Feature.DISCARD)
+        return this.#ranges(request, 'discard', Feature.DISCARD)
       case RequestType.WRITE_ZEROES:
-        return ranges(request, 'writeZeroes', Feature.WRITE_ZEROES)
+        return this.#ranges(request, 'writeZeroes', Feature.WRITE_ZEROES)
       default:
         return request.unsupported()
     }
+  }
+
+  #transfer(request: RingRequest, verb: 'read' | 'write', data: SegmentList): Answer {
+    if (data.byteLength === 0) return request.fail(noDataError(verb))
+    const offsetBytes = u64At(request.headerWords, HeaderWord.sectorLow) * SECTOR_BYTES
+    const error = rangeError(this.#disk.geometry, offsetBytes, data.byteLength)
+    return error === undefined ? this.#ask(request, verb, offsetBytes, data) : request.fail(error)
+  }
+
+  #ranges(request: RingRequest, verb: keyof typeof RANGE_LIMITS, feature: bigint): Answer {
+    const { readOnly, abilities, geometry } = this.#disk
+    if (readOnly) return request.fail(new HushringError('ERR_BLOCK_READ_ONLY'))
+    if (!abilities[verb] || !this.#accepted(feature)) return request.unsupported()
+    const parsed = parseRanges(request, verb, geometry)
+    return Array.isArray(parsed) ? inTurn(this.#next, request, parsed) : parsed
+  }
+
+  #ask(request: RingRequest, verb: BlockVerb, offsetBytes: number, data: SegmentList): Answer {
+    const io = (this.#idle.pop() ?? new BlockRequest()).assign(
+      request,
+      verb,
+      offsetBytes,
+      data.byteLength,
+      data,
+    )
+    const answer = this.#next(io)
+    if (!isCompletion(answer)) return reportedLater(request, io, answer)
+    // The object is free again only because it was answered at once: nobody else can still hold it.
+    this.#idle.push(io)
+    return reported(request, io, answer)
+  }
+
+  #accepted(feature: bigint): boolean {
+    return (this.#features & feature) !== 0n
   }
 }
 
