@@ -64,6 +64,9 @@ struct HardwareOrdering {
   // serves that request. Partner: the driver's decision to kick.
   static constexpr bool looks_again_after_rearm = true;
 
+  // Whether memory is fetched ahead. It orders nothing and changes nothing; a model of memory has better things to do.
+  static constexpr bool prefetches = true;
+
   // ---- F9: the command head is read before what it covers (TCMU) -------------------------------------------
   // Kernel: slot, CDB and Data-Out are written before cmd_head.
   // Prevented: head read as 128 (new), the slot at 0 read early (old): a command that was answered long ago is served

@@ -203,6 +203,7 @@ class SplitDevice {
     std::uint32_t taken = 0;
     std::uint32_t segment = 0;
     const std::uint32_t looks = std::min(found, options_.batch_count_max);
+    if (Ordering::prefetches) prefetch_chains(std::min({looks, count_max, std::uint32_t{visible}}));
     for (std::uint32_t look = 0; look < looks && taken < count_max; ++look) {
       const bool owed = owed_left > 0;
       const std::uint16_t head = owed ? inflight_region_.owed_head(owed_next_)
@@ -413,6 +414,24 @@ class SplitDevice {
     ++skips_in_a_row_;
     ++tables_.counters->skipped_heads;
     tables_.counters->last_fault = static_cast<std::uint64_t>(fault);
+  }
+
+  // Has the processor fetch the beginnings of the next chains side by side. All of them were written by the driver's
+  // processor just now: read one after the other, each descriptor and then each indirect table is waited for. Whatever is
+  // read here is a hint and is read again by whoever uses it.
+  void prefetch_chains(std::uint32_t count) const noexcept {
+    if (count < 2) return;
+    const auto* const descriptors = reinterpret_cast<const Descriptor*>(parts_.descriptors);
+    const auto descriptor_of = [this, descriptors](std::uint32_t entry) {
+      const std::uint16_t head = Ordering::load_relaxed(&parts_.avail->ring[(last_avail_ + entry) & (ring_.size - 1)]);
+      return &descriptors[head & (ring_.size - 1)];
+    };
+    for (std::uint32_t entry = 0; entry < count; ++entry) __builtin_prefetch(descriptor_of(entry));
+    for (std::uint32_t entry = 0; entry < count; ++entry) {
+      const std::uint64_t address = Ordering::load_relaxed(&descriptor_of(entry)->addr);
+      const Stretch first = find_stretch(regions_, AddressSpace::kGuest, address, 1);
+      if (first.host != nullptr) __builtin_prefetch(first.host);
+    }
   }
 
   [[nodiscard]] Chain read(std::uint16_t head, std::uint32_t segment, std::uint32_t request) noexcept {

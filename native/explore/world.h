@@ -145,6 +145,7 @@ struct ExploredOrdering : HardwareOrdering {
   static void fence_avail_index_then_used_flags() noexcept { fence(); }
   static void fence_event_then_command_head() noexcept { fence(); }
   static constexpr bool looks_again_after_rearm = true;
+  static constexpr bool prefetches = false;
 
   template <typename Word>
   static Word load_relaxed(const Word* word) noexcept {
