@@ -5,6 +5,7 @@ import { type Answer, type Handler, isPromiseLike } from '../handlers/handler.ts
 import { afterBatch, enterBatchScope, leaveBatchScope } from '../ring/batch-scope.ts'
 import type { Batch } from '../ring/queue.ts'
 import { type Completion, isCompletion, type RingRequest } from '../ring/request.ts'
+import type { DrainProgress } from './drain.ts'
 import { turnScheduler } from './schedulers.ts'
 
 /** Where {@link answer} puts the completions; a queue. */
@@ -25,6 +26,8 @@ export interface AnswerOptions<Io extends RingRequest = RingRequest> {
   readonly onFailure?: (request: Io, error: HushringError) => void
   /** Called when a handler answers a request that was answered for it before. */
   readonly onLateAnswer?: () => void
+  /** Is told of promises. Default: one that nobody looks at. */
+  readonly progress?: DrainProgress
 }
 
 /**
@@ -33,7 +36,7 @@ export interface AnswerOptions<Io extends RingRequest = RingRequest> {
  * answers. It settles twice or too late: ignored and counted. An error in one request never ends the stream.
  *
  * Emits how many completions were recorded: once for all answers of a batch that are there when it ends, and once for
- * each later answer, or for all of them that a store settles together (see batch-scope.ts). Completes when the source has completed and every request is answered. When unsubscribed, it aborts the
+ * each later answer, or for all of them that a store settles together (see batch-scope.ts) or whose promises settle together. Completes when the source has completed and every request is answered. When unsubscribed, it aborts the
  * signals of what is in flight and records no more.
  *
  * A promise or observable is never cut off from its memory: the memory stays pinned until it settles, even after
@@ -45,7 +48,14 @@ export function answer<Io extends RingRequest>(
   handler: Handler<Io>,
   options: AnswerOptions<Io>,
 ): OperatorFunction<Batch<Io>, number> {
-  const { timeoutMs, scheduler = turnScheduler, giveUp, onFailure, onLateAnswer } = options
+  const {
+    timeoutMs,
+    scheduler = turnScheduler,
+    giveUp,
+    onFailure,
+    onLateAnswer,
+    progress = { underWay: false },
+  } = options
   return (batches) =>
     new Observable((subscriber) => {
       // In the order of their deadlines, because every request has the same time.
@@ -66,7 +76,10 @@ export function answer<Io extends RingRequest>(
         if (subscriber.closed) return
         record(late.request, completion)
         // In the middle of its own batch it counts with that; among others that settle now, with those.
-        if (laterCount++ === 0 && !answering && !afterBatch(emitLater)) emitLater()
+        if (laterCount++ > 0 || answering || afterBatch(emitLater)) return
+        // Promises that were waiting for the same thing settle in microtasks that are all queued by now.
+        if (late.isPromised) queueMicrotask(emitLater)
+        else emitLater()
       }
 
       const emitLater = (): void => {
@@ -125,6 +138,7 @@ export function answer<Io extends RingRequest>(
         }
         if (timeoutMs > 0) late.deadlineMs = scheduler.now() + timeoutMs
         inFlight.add(late)
+        if (late.isPromised) progress.promised = true
         return false
       }
 
@@ -205,6 +219,8 @@ type Settle<Io extends RingRequest> = (late: LateAnswer<Io>, completion: Complet
 class LateAnswer<Io extends RingRequest> {
   readonly request: Io
   deadlineMs: number = Number.POSITIVE_INFINITY
+  /** It settles in a microtask. */
+  isPromised = false
   readonly #onLateAnswer: (() => void) | undefined
   #releaseMemory: (() => void) | undefined
   #answered = false
@@ -222,8 +238,10 @@ class LateAnswer<Io extends RingRequest> {
       early = completion
     }
     if (isObservable(answered)) this.#subscribe(answered)
-    else if (isPromiseLike(answered)) this.#follow(answered)
-    else this.#finish(checkedCompletion(this.request, answered))
+    else if (isPromiseLike(answered)) {
+      this.isPromised = answered instanceof Promise
+      this.#follow(answered)
+    } else this.#finish(checkedCompletion(this.request, answered))
     this.#settle = settle
     // Until then the queue that is waited for by its batch kept it.
     if (!this.#answered) this.#releaseMemory = this.request.hold()

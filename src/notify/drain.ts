@@ -1,7 +1,7 @@
 import { Observable, type OperatorFunction, type SchedulerLike, type Subscription } from 'rxjs'
 import type { Batch } from '../ring/queue.ts'
 import type { RingRequest } from '../ring/request.ts'
-import { turnScheduler } from './schedulers.ts'
+import { afterMicrotasks, turnScheduler } from './schedulers.ts'
 
 /** The part of a queue that {@link drain} uses. */
 export interface DrainableQueue<Io extends RingRequest = RingRequest> {
@@ -31,7 +31,15 @@ export const creditsReturned: unique symbol = Symbol('credits returned')
 export interface DrainProgress {
   /** True while batches are taken: the ring is looked at once more after whatever is published meanwhile. */
   underWay: boolean
+  /**
+   * Set by whoever has a batch answered when it got a promise: the answer may come before the event loop goes on. Cleared
+   * before each batch. Left out: never set.
+   */
+  promised?: boolean
 }
+
+/** Batches of promises that are taken without waiting for them after one whose promises needed an event to settle. */
+const BATCHES_PER_TRY = 16
 
 /** Limits of {@link drain}. */
 export interface DrainOptions {
@@ -52,6 +60,19 @@ export interface DrainOptions {
  * It never sleeps on a request. The driver owes no kick for what is already visible, so each early stop has its
  * own waker: out of budget, the scheduler; out of credits, whoever publishes answers emits {@link creditsReturned}
  * on the source (see pipeline.ts). If nobody downstream re-armed the queue while it handled the batch, drain does.
+ *
+ * Promises of a batch get the time to settle before the ring is looked at again, without a turn of the event loop. To ask
+ * for a kick at once would get one for nothing:
+ *
+ * | drain                          | microtasks                        | driver                     |
+ * | ------------------------------ | --------------------------------- | -------------------------- |
+ * | takes a batch, gets promises   |                                   |                            |
+ * | asks for a kick                |                                   |                            |
+ * |                                | publish the batch, poll           | reaps it                   |
+ * |                                |                                   | sends more, and a kick     |
+ *
+ * A promise that does not settle by then keeps nobody waiting: the next look asks for the kick. And as waiting costs a
+ * little, the next batches are not waited for.
  *
  * A kick refills the budget, returned credits do not: promises settle, publish and take again without ever leaving
  * the turn, and a driver that keeps the ring full would hold the event loop for as long as it likes.
@@ -74,6 +95,11 @@ export function drain<Io extends RingRequest>(
       let sourceCompleted = false
       let budget = budgetCountMax
       let nextTurn: Subscription | undefined
+      /** While the drain is under way and its next look is left to {@link goOn}. */
+      let waitsForPromises = false
+      let inFlightBefore = 0
+      /** Batches of promises that are not waited for any more since one was waited for in vain. */
+      let batchesUntilTry = 0
 
       const refill = (): void => {
         budget = budgetCountMax
@@ -83,28 +109,32 @@ export function drain<Io extends RingRequest>(
 
       const creditCount = (): number => creditCountMax - queue.inFlightCount - (queue.keptCount ?? 0)
 
-      const takeUntilIdle = (): void => {
+      /** Returns true when it should be called again after the promises of the last batch had their chance. */
+      const takeUntilIdle = (): boolean => {
         while (creditCount() > 0 || queue.takeUncredited !== undefined) {
           if (budget <= 0) {
             nextTurn ??= scheduler.schedule(() => onWake(undefined))
-            return
+            return false
           }
           if (creditCount() <= 0) {
             budget--
             const tookSome = queue.takeUncredited?.()
             // It may have given credits back.
             if (tookSome === true || creditCount() > 0) continue
-            return
+            return false
           }
+          progress.promised = false
           const batch = queue.take(Math.min(budget, creditCount()))
           // A look that finds only malformed chains costs too, or a driver that offers nothing else holds the loop.
           budget -= Math.max(1, batch.count)
           if (batch.count > 0) subscriber.next(batch)
-          if (subscriber.closed || sourceCompleted) return
+          if (subscriber.closed || sourceCompleted || queue.armed) return false
+          if (progress.promised && batchesUntilTry-- <= 0) return true
           // Nobody downstream published, so nobody re-armed. Without credits a kick would be of no use yet.
-          if (!queue.armed && !queue.more && creditCount() > 0) queue.rearm()
-          if (queue.armed) return
+          if (!queue.more && creditCount() > 0) queue.rearm()
+          if (queue.armed) return false
         }
+        return false
       }
 
       const onWake = (wake: unknown): void => {
@@ -112,15 +142,36 @@ export function drain<Io extends RingRequest>(
         if (progress.underWay) return
         if (wake !== creditsReturned) refill()
         progress.underWay = true
+        takeOrEnd()
+      }
+
+      const takeOrEnd = (): void => {
         try {
-          takeUntilIdle()
+          waitsForPromises = takeUntilIdle()
         } catch (error) {
           subscriber.error(error)
-        } finally {
-          progress.underWay = false
-          // Whoever published meanwhile relied on it: the driver may sleep on what is published and not decided.
-          queue.settle?.()
         }
+        if (waitsForPromises) {
+          inFlightBefore = queue.inFlightCount
+          afterMicrotasks(goOn)
+        } else end()
+      }
+
+      /** The promises of a batch had their chance. */
+      const goOn = (): void => {
+        // Left meanwhile; the queue may be another drain's by now.
+        if (!waitsForPromises) return
+        waitsForPromises = false
+        batchesUntilTry = queue.inFlightCount < inFlightBefore ? 0 : BATCHES_PER_TRY
+        // What was published may have asked for kicks.
+        if (queue.armed || sourceCompleted) end()
+        else takeOrEnd()
+      }
+
+      const end = (): void => {
+        progress.underWay = false
+        // Whoever published meanwhile relied on it: the driver may sleep on what is published and not decided.
+        queue.settle?.()
         if (sourceCompleted) subscriber.complete()
       }
 
@@ -136,6 +187,10 @@ export function drain<Io extends RingRequest>(
       return () => {
         subscription.unsubscribe()
         nextTurn?.unsubscribe()
+        if (!waitsForPromises) return
+        // Nobody comes back.
+        waitsForPromises = false
+        end()
       }
     })
 }

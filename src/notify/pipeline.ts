@@ -67,7 +67,7 @@ export function serveQueue<Io extends RingRequest>(
     return withWaker(merge(kicks, start), unarmed).pipe(
       drain(queue, { ...options, progress }),
       tap(() => busyPoll.taken()),
-      answer(queue, handler, { ...options, timeoutMs: options.requestTimeoutMs }),
+      answer(queue, handler, { ...options, progress, timeoutMs: options.requestTimeoutMs }),
       gather({
         policy: options.suppression,
         inFlightCount: () => queue.inFlightCount,

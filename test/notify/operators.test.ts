@@ -512,6 +512,32 @@ test('answer: a handler that ends its own stream has nothing more recorded, neit
   t.is(queue.recorded.length, 0)
 })
 
+test('answer: promises that settle together are one value, and each other time is another', async (t) => {
+  const counts: number[] = []
+  const resolvers: ((completion: Completion) => void)[] = []
+  const batch = batchOf(4)
+  of(batch)
+    .pipe(
+      answer(
+        new FakeQueue(),
+        () => new Promise<Completion>((resolve) => resolvers.push(resolve)),
+        noDeadline,
+      ),
+    )
+    .subscribe((count) => counts.push(count))
+  const resolve = (index: number): void => resolvers[index]!(batch.requests[index]!.ok())
+  resolve(0)
+  resolve(1)
+  t.deepEqual(counts, [])
+  await afterMicrotasks()
+  t.deepEqual(counts, [2])
+  resolve(2)
+  await afterMicrotasks()
+  resolve(3)
+  await afterMicrotasks()
+  t.deepEqual(counts, [2, 1, 1])
+})
+
 test('answer: a thenable that settles twice is one completion, and the second is counted', (t) => {
   const queue = new FakeQueue()
   let lateCount = 0
@@ -835,13 +861,119 @@ test('serveQueue: a signal may be put off while batches are taken, and is settle
   t.is(queue.settledCount, 1)
 })
 
-test('serveQueue: a signal for an answer that comes later is never put off: nobody is about to take more', async (t) => {
+test('serveQueue: a signal for an answer that an event brings is never put off: nobody is about to take more', async (t) => {
   const queue = new FakeQueue(1)
-  serveQueue(queue, NEVER, async (io) => io.ok(), spine).subscribe()
-  await Promise.resolve()
-  await Promise.resolve()
+  const handler = (io: RingRequest): Answer => new Promise((resolve) => setImmediate(() => resolve(io.ok())))
+  serveQueue(queue, NEVER, handler, spine).subscribe()
+  await afterEvents()
   t.deepEqual(queue.deferrals, [false])
 })
+
+for (const [what, handler] of [
+  ['an async function', async (io: RingRequest) => io.ok()],
+  [
+    'a chain of promises',
+    async (io: RingRequest) => {
+      for (let count = 0; count < 9; count++) await undefined
+      return io.ok()
+    },
+  ],
+] as const) {
+  test(`serveQueue: ${what} that waits for no event is served without a kick, with one publish a batch`, async (t) => {
+    const queue = new FakeQueue(10)
+    const publishedCounts: number[] = []
+    serveQueue(queue, NEVER, handler, spine).subscribe(({ count }) => publishedCounts.push(count))
+    t.deepEqual([queue.takenCounts, queue.rearmCount], [[4], 0])
+    await afterMicrotasks()
+    t.deepEqual(queue.takenCounts, [4, 4, 2])
+    t.deepEqual(publishedCounts, [4, 4, 2])
+    t.deepEqual(queue.deferrals, [true, true, true])
+    t.deepEqual([queue.rearmCount, queue.settledCount, queue.armed], [publishedCounts.length, 1, true])
+  })
+}
+
+test('serveQueue: promises that only an event settles have kicks asked for once, before the event loop goes on', async (t) => {
+  const queue = new FakeQueue(3)
+  serveQueue(queue, NEVER, () => new Promise(() => {}), spine).subscribe()
+  t.false(queue.armed)
+  await afterMicrotasks()
+  t.deepEqual(queue.takenCounts, [3, 0])
+  t.deepEqual([queue.rearmCount, queue.armed], [1, true])
+})
+
+test('serveQueue: promises are waited for rarely while only events settle them, and always once they settle at once', async (t) => {
+  const queue = new FakeQueue()
+  const kicks = new Subject<void>()
+  let isSlow = true
+  const handler = (io: RingRequest): Answer => (isSlow ? new Promise(() => {}) : Promise.resolve(io.ok()))
+  serveQueue(queue, kicks, handler, spine).subscribe()
+  /** True for each of so many batches that kicks were asked for without waiting. */
+  const armedAtOnce = async (count: number): Promise<boolean[]> => {
+    const seen: boolean[] = []
+    for (let batch = 0; batch < count; batch++) {
+      queue.visibleCount = 1
+      kicks.next()
+      seen.push(queue.armed)
+      await afterMicrotasks()
+      t.true(queue.armed)
+    }
+    return seen
+  }
+  const sixteen = new Array<boolean>(16).fill(true)
+  t.deepEqual(await armedAtOnce(34), [false, ...sixteen, false, ...sixteen])
+  isSlow = false
+  t.deepEqual(await armedAtOnce(5), new Array<boolean>(5).fill(false))
+})
+
+test('serveQueue: control: an observable that answers later has kicks asked for at once', (t) => {
+  const queue = new FakeQueue(2)
+  serveQueue(queue, NEVER, () => NEVER, spine).subscribe()
+  t.true(queue.armed)
+})
+
+test('serveQueue: promises that settle at once take no more than the budget in a turn of the event loop', async (t) => {
+  const queue = new FakeQueue(100)
+  const scheduled: (() => void)[] = []
+  const scheduler = {
+    now: () => 0,
+    schedule: (work: () => void) => {
+      scheduled.push(work)
+      return new Subscription()
+    },
+  }
+  serveQueue(queue, NEVER, async (io) => io.ok(), {
+    ...spine,
+    budgetCountMax: 12,
+    scheduler: scheduler as never,
+  }).subscribe()
+  await afterMicrotasks()
+  t.deepEqual([queue.publishedCount, scheduled.length, queue.settledCount], [12, 1, 1])
+  scheduled[0]!()
+  await afterMicrotasks()
+  t.deepEqual([queue.publishedCount, scheduled.length, queue.settledCount], [24, 2, 2])
+})
+
+for (const end of ['unsubscribed', 'completed', 'broken'] as const) {
+  test(`serveQueue: ${end} while promises of a batch settle, it takes nothing more and settles what was put off`, async (t) => {
+    const queue = new FakeQueue(8)
+    const kicks = new Subject<void>()
+    let ended = false
+    const run = serveQueue(queue, kicks, async (io) => io.ok(), spine).subscribe({
+      next: () => {
+        if (end === 'completed') kicks.complete()
+        if (end === 'broken') kicks.error(new HushringError('ERR_DOORBELL'))
+        if (end === 'unsubscribed') run.unsubscribe()
+      },
+      complete: () => {
+        ended = true
+      },
+      error: () => {},
+    })
+    await afterMicrotasks()
+    t.deepEqual(queue.takenCounts, [4])
+    t.deepEqual([queue.settledCount, ended], [1, end === 'completed'])
+  })
+}
 
 for (const [what, stops] of [
   ['the budget', { budgetCountMax: 4 }],
@@ -922,6 +1054,15 @@ test('serveQueue: without the waker of the spine the same load is left behind, w
   await new Promise((resolve) => setTimeout(resolve, 20))
   t.true(queue.publishedCount < 50)
 })
+
+/** When no microtask is left, nor anything that waits for that. */
+async function afterMicrotasks(): Promise<void> {
+  for (let count = 0; count < 20; count++) await new Promise<void>((resolve) => process.nextTick(resolve))
+}
+
+async function afterEvents(): Promise<void> {
+  for (let count = 0; count < 5; count++) await new Promise((resolve) => setImmediate(resolve))
+}
 
 function counted(batches: Observable<Batch>): Observable<number> {
   return new Observable((subscriber) =>
