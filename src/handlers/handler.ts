@@ -9,6 +9,7 @@ import {
 } from '../ring/request.ts'
 import type { ScsiRequest } from '../ring/scsi-request.ts'
 import type { BlockRequest } from './block/block-request.ts'
+import { CompletionPromise, isOwnPromise, StoreCompletion } from './completion-promise.ts'
 import type { BlockDevice, Device, ScsiDevice, VirtioDevice } from './device.ts'
 import { CompletionObservable } from './first-value.ts'
 
@@ -66,6 +67,7 @@ export function stack<Io extends Request>(layers: readonly Layer<Io>[]): Layer<I
 export function mapAnswer(answer: Answer, project: (completion: Completion) => Completion): Answer {
   // The shape of nearly all answers comes first: the other looks cost more than the rest of a layer.
   if (isCompletion(answer)) return project(answer)
+  if (answer instanceof CompletionPromise) return answer.mapped(project)
   if (isPromiseLike(answer)) return answer.then(project)
   if (answer instanceof CompletionObservable) return answer.mapped(project)
   if (isObservable(answer)) return new CompletionObservable(answer, project)
@@ -121,6 +123,16 @@ export function answerOf<Io extends Request, Value>(
 
 /** Apart from its caller, which is called for each request: a closure is paid for at each call of the function around it. */
 function laterAnswerOf<Io extends Request, Value>(
+  io: Io,
+  answer: Value | PromiseLike<Value> | Observable<Value>,
+  completionOf: (io: Io, value: Value) => Completion,
+): Answer {
+  if (isOwnPromise(answer)) return new StoreCompletion(answer as Promise<Value>, io, completionOf, failureOf)
+  return anyLaterAnswerOf(io, answer, completionOf)
+}
+
+/** Apart from its caller for the same reason. */
+function anyLaterAnswerOf<Io extends Request, Value>(
   io: Io,
   answer: Value | PromiseLike<Value> | Observable<Value>,
   completionOf: (io: Io, value: Value) => Completion,

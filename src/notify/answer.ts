@@ -1,5 +1,11 @@
 import { isObservable, Observable, type OperatorFunction, type SchedulerLike, type Subscription } from 'rxjs'
 import { HushringError } from '../errors.ts'
+import {
+  CompletionPromise,
+  isOwnPromise,
+  listenTo,
+  type SettleListener,
+} from '../handlers/completion-promise.ts'
 import { CompletionObservable, type FirstValueObserver, subscribeToFirst } from '../handlers/first-value.ts'
 import { type Answer, type Handler, isPromiseLike } from '../handlers/handler.ts'
 import { afterBatch, enterBatchScope, leaveBatchScope } from '../ring/batch-scope.ts'
@@ -124,8 +130,8 @@ export function answer<Io extends RingRequest>(
           recorder.recycle(request)
           return true
         }
-        const late = new LateAnswer(request, onLateAnswer)
-        const early = late.wait(answered, settle)
+        const late = new LateAnswer(request, settle, onLateAnswer)
+        const early = late.wait(answered)
         if (subscriber.closed) {
           late.abandon()
           return false
@@ -215,58 +221,78 @@ function checkedCompletion(request: RingRequest, value: unknown): Completion {
 
 type Settle<Io extends RingRequest> = (late: LateAnswer<Io>, completion: Completion) => void
 
-/** One request whose handler did not answer at once. */
-class LateAnswer<Io extends RingRequest> {
+/** One request whose handler did not answer at once. It listens to what the handler returned. */
+class LateAnswer<Io extends RingRequest> implements FirstValueObserver<unknown>, SettleListener<unknown> {
   readonly request: Io
   deadlineMs: number = Number.POSITIVE_INFINITY
   /** It settles in a microtask. */
   isPromised = false
+  readonly #settle: Settle<Io>
   readonly #onLateAnswer: (() => void) | undefined
   #releaseMemory: (() => void) | undefined
   #answered = false
-  #settle: Settle<Io> | undefined
+  /** While {@link wait} has not returned. */
+  #isEarly = true
+  #early: Completion | undefined
 
-  constructor(request: Io, onLateAnswer: (() => void) | undefined) {
+  constructor(request: Io, settle: Settle<Io>, onLateAnswer: (() => void) | undefined) {
     this.request = request
+    this.#settle = settle
     this.#onLateAnswer = onLateAnswer
   }
 
   /** Waits for a promise or an observable. Returns the completion if it is there already, as with `of(io.ok())`. */
-  wait(answered: Answer, settle: Settle<Io>): Completion | undefined {
-    let early: Completion | undefined
-    this.#settle = (_late, completion) => {
-      early = completion
-    }
-    if (isObservable(answered)) this.#subscribe(answered)
-    else if (isPromiseLike(answered)) {
-      this.isPromised = answered instanceof Promise
+  wait(answered: Answer): Completion | undefined {
+    if (answered instanceof CompletionPromise) {
+      this.isPromised = true
+      answered.listen(this)
+    } else if (isOwnPromise(answered)) {
+      this.isPromised = true
       this.#follow(answered)
-    } else this.#finish(checkedCompletion(this.request, answered))
-    this.#settle = settle
+    } else if (isObservable(answered)) this.#subscribe(answered)
+    else if (isPromiseLike(answered)) this.#followThenable(answered)
+    else this.value(answered)
+    this.#isEarly = false
     // Until then the queue that is waited for by its batch kept it.
     if (!this.#answered) this.#releaseMemory = this.request.hold()
-    return early
+    return this.#early
   }
 
-  #follow(answered: PromiseLike<unknown>): void {
+  #follow(answered: Promise<unknown>): void {
+    try {
+      listenTo(answered, this)
+    } catch (error) {
+      this.error(error)
+    }
+  }
+
+  /** It may call back at once, twice or never. */
+  #followThenable(answered: PromiseLike<unknown>): void {
     try {
       answered.then(
-        (value) => this.#finish(checkedCompletion(this.request, value)),
-        (error) => this.#finish(handlerThrew(this.request, error)),
+        (value) => this.value(value),
+        (error) => this.error(error),
       )
     } catch (error) {
-      this.#finish(handlerThrew(this.request, error))
+      this.error(error)
     }
   }
 
   #subscribe(answered: Observable<unknown>): void {
-    const observer: FirstValueObserver<unknown> = {
-      value: (value) => this.#finish(checkedCompletion(this.request, value)),
-      error: (error) => this.#finish(handlerThrew(this.request, error)),
-      nothing: () => this.#finish(checkedCompletion(this.request, undefined)),
-    }
-    if (answered instanceof CompletionObservable) answered.subscribeToCompletion(observer)
-    else subscribeToFirst(answered, observer)
+    if (answered instanceof CompletionObservable) answered.subscribeToCompletion(this)
+    else subscribeToFirst(answered, this)
+  }
+
+  value(value: unknown): void {
+    this.#finish(checkedCompletion(this.request, value))
+  }
+
+  error(cause: unknown): void {
+    this.#finish(handlerThrew(this.request, cause))
+  }
+
+  nothing(): void {
+    this.value(undefined)
   }
 
   /** The handler is through. Its memory goes; its answer counts only if nobody answered before. */
@@ -277,7 +303,8 @@ class LateAnswer<Io extends RingRequest> {
       return
     }
     this.#answered = true
-    this.#settle?.(this, completion)
+    if (this.#isEarly) this.#early = completion
+    else this.#settle(this, completion)
   }
 
   /** Answers in the place of the handler, and tells it through the signal. */
@@ -285,7 +312,7 @@ class LateAnswer<Io extends RingRequest> {
     if (this.#answered) return
     this.#answered = true
     this.request.abort(reason)
-    this.#settle?.(this, this.request.fail(reason))
+    this.#settle(this, this.request.fail(reason))
   }
 
   /** Nobody waits for an answer any more. */

@@ -450,6 +450,12 @@ test(
   () => ({ result: 'ok' }),
   'ERR_HANDLER_ANSWER',
 )
+test(
+  'returns what only looks like a promise',
+  failure,
+  () => Object.create(Promise.prototype),
+  'ERR_HANDLER_THREW',
+)
 test('resolves with nonsense', failure, () => Promise.resolve(7), 'ERR_HANDLER_ANSWER')
 test(
   'has a then that throws',

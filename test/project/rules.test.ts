@@ -42,7 +42,14 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     'ring/store-memory.ts',
     'ring/sense.ts',
   ],
-  notify: [...EVERYWHERE, 'native.ts', 'ring', 'handlers/handler.ts', 'handlers/first-value.ts'],
+  notify: [
+    ...EVERYWHERE,
+    'native.ts',
+    'ring',
+    'handlers/handler.ts',
+    'handlers/first-value.ts',
+    'handlers/completion-promise.ts',
+  ],
   // The loopback has a driver in it, the one of the test kit.
   transport: [...BELOW_TRANSPORT, 'testing/shared-memory.ts', 'testing/split-driver.ts'],
   testing: [...BELOW_TRANSPORT, 'transport'],
