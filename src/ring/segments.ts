@@ -38,6 +38,13 @@ export let visitPieces: (
 ) => void
 
 /**
+ * Of every list that never had a piece, and never written: a request that is answered later is not used again, most have one
+ * piece, and an array that grows by assignment gets room for 17.
+ */
+const NO_BUFFERS: Buffer[] = []
+const NO_NUMBERS: number[] = []
+
+/**
  * The bytes of one request: an ordered list of pieces of memory shared with the driver.
  *
  * The pieces are borrowed from the moment the request is taken until it is completed. Copying through
@@ -47,9 +54,9 @@ export let visitPieces: (
 export class SegmentList {
   #count = 0
   #byteLength = 0
-  readonly #buffers: Buffer[] = []
-  readonly #offsetsBytes: number[] = []
-  readonly #lengthsBytes: number[] = []
+  #buffers: Buffer[] = NO_BUFFERS
+  #offsetsBytes: number[] = NO_NUMBERS
+  #lengthsBytes: number[] = NO_NUMBERS
   #views: Uint8Array[] | undefined
   /** Makes the views; another list for a part of that list. */
   #viewer: SegmentList = this
@@ -147,10 +154,16 @@ export class SegmentList {
   append(buffer: Buffer, offsetBytes: number, lengthBytes: number): void {
     if (lengthBytes === 0) return
     const index = this.#count++
-    // A list that is used again mostly has the same window there, and a store of an object costs its barrier.
-    if (this.#buffers[index] !== buffer) this.#buffers[index] = buffer
-    this.#offsetsBytes[index] = offsetBytes
-    this.#lengthsBytes[index] = lengthBytes
+    if (this.#buffers === NO_BUFFERS) {
+      this.#buffers = [buffer]
+      this.#offsetsBytes = [offsetBytes]
+      this.#lengthsBytes = [lengthBytes]
+    } else {
+      // A list that is used again mostly has the same window there, and a store of an object costs its barrier.
+      if (this.#buffers[index] !== buffer) this.#buffers[index] = buffer
+      this.#offsetsBytes[index] = offsetBytes
+      this.#lengthsBytes[index] = lengthBytes
+    }
     this.#byteLength += lengthBytes
   }
 
