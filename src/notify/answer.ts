@@ -1,4 +1,11 @@
-import { isObservable, Observable, type OperatorFunction, type SchedulerLike, type Subscription } from 'rxjs'
+import {
+  isObservable,
+  Observable,
+  type OperatorFunction,
+  type SchedulerLike,
+  type Subscriber,
+  type Subscription,
+} from 'rxjs'
 import { HushringError } from '../errors.ts'
 import {
   CompletionPromise,
@@ -54,140 +61,183 @@ export function answer<Io extends RingRequest>(
   handler: Handler<Io>,
   options: AnswerOptions<Io>,
 ): OperatorFunction<Batch<Io>, number> {
-  const {
-    timeoutMs,
-    scheduler = turnScheduler,
-    giveUp,
-    onFailure,
-    onLateAnswer,
-    progress = { underWay: false },
-  } = options
   return (batches) =>
     new Observable((subscriber) => {
-      // In the order of their deadlines, because every request has the same time.
-      const inFlight = new Set<LateAnswer<Io>>()
-      let sourceCompleted = false
-      let answering = false
-      /** Later answers that are recorded and not yet emitted. */
-      let laterCount = 0
-      let deadline: Subscription | undefined
-
-      const record = (request: Io, completion: Completion): void => {
-        recorder.record(request, completion)
-        if (completion.result === 'failed') onFailure?.(request, completion.error)
-      }
-
-      const settle = (late: LateAnswer<Io>, completion: Completion): void => {
-        inFlight.delete(late)
-        if (subscriber.closed) return
-        record(late.request, completion)
-        // In the middle of its own batch it counts with that; among others that settle now, with those.
-        if (laterCount++ > 0 || answering || afterBatch(emitLater)) return
-        // Promises that were waiting for the same thing settle in microtasks that are all queued by now.
-        if (late.isPromised) queueMicrotask(emitLater)
-        else emitLater()
-      }
-
-      const emitLater = (): void => {
-        // Unsubscribed, or emitted with a batch of this queue that was answered meanwhile.
-        if (subscriber.closed || laterCount === 0) return
-        const count = laterCount
-        laterCount = 0
-        subscriber.next(count)
-        completeIfThrough()
-      }
-
-      const completeIfThrough = (): void => {
-        // Not in the middle of a batch: a handler may end the source, and the rest of its batch is owed an answer.
-        if (sourceCompleted && !answering && inFlight.size === 0 && laterCount === 0) subscriber.complete()
-      }
-
-      const expire = (): void => {
-        deadline = undefined
-        const now = scheduler.now()
-        for (const late of inFlight) {
-          if (late.deadlineMs > now) break
-          late.giveUp(new HushringError('ERR_HANDLER_TIMEOUT', `no answer after ${timeoutMs} ms`))
-        }
-        armDeadline()
-      }
-
-      const armDeadline = (): void => {
-        if (inFlight.size === 0 || timeoutMs === 0 || deadline !== undefined || subscriber.closed) return
-        for (const oldest of inFlight) {
-          deadline = scheduler.schedule(expire, Math.max(0, oldest.deadlineMs - scheduler.now()))
-          break
-        }
-      }
-
-      /** Has one request answered; true if its completion was recorded at once. */
-      const answerOne = (request: Io): boolean => {
-        const answered = callHandler(handler, request)
-        if (isCompletion(answered)) {
-          // The handler reset its own queue: the ring that waits for this answer is forgotten.
-          if (subscriber.closed) return false
-          record(request, checkedCompletion(request, answered))
-          recorder.recycle(request)
-          return true
-        }
-        const late = new LateAnswer(request, settle, onLateAnswer)
-        const early = late.wait(answered)
-        if (subscriber.closed) {
-          late.abandon()
-          return false
-        }
-        if (early !== undefined) {
-          // A subscription that ended before it returned is as good as an answer at once.
-          record(request, early)
-          recorder.recycle(request)
-          return true
-        }
-        if (timeoutMs > 0) late.deadlineMs = scheduler.now() + timeoutMs
-        inFlight.add(late)
-        if (late.isPromised) progress.promised = true
-        return false
-      }
-
-      const answerBatch = (batch: Batch<Io>): void => {
-        let readyCount = 0
-        answering = true
-        enterBatchScope()
-        try {
-          for (let index = 0; index < batch.count && !subscriber.closed; index++) {
-            if (answerOne(batch.requests[index]!)) readyCount++
-          }
-        } finally {
-          leaveBatchScope()
-          answering = false
-        }
-        if (subscriber.closed) return
-        armDeadline()
-        readyCount += laterCount
-        laterCount = 0
-        if (readyCount > 0) subscriber.next(readyCount)
-        completeIfThrough()
-      }
-
-      const givingUp = giveUp?.subscribe((reason) => {
-        // Not those that are taken meanwhile, with the credits of these.
-        for (const late of [...inFlight]) late.giveUp(reason)
-      })
+      const answering = new Answering(recorder, handler, options, subscriber)
+      const givingUp = options.giveUp?.subscribe((reason) => answering.giveUp(reason))
       const subscription = batches.subscribe({
-        next: answerBatch,
+        next: (batch) => answering.answerBatch(batch),
         error: (error) => subscriber.error(error),
-        complete: () => {
-          sourceCompleted = true
-          completeIfThrough()
-        },
+        complete: () => answering.sourceCompleted(),
       })
       return () => {
         subscription.unsubscribe()
         givingUp?.unsubscribe()
-        deadline?.unsubscribe()
-        for (const late of inFlight) late.abandon()
-        inFlight.clear()
+        answering.abandon()
       }
     })
+}
+
+/**
+ * One subscription of {@link answer}. Its functions are methods and no closures: V8 compiles a method into its callers, but
+ * not a closure of which there is a second one, which is there from the second queue on.
+ */
+class Answering<Io extends RingRequest> {
+  readonly #recorder: AnswerRecorder<Io>
+  readonly #handler: Handler<Io>
+  readonly #subscriber: Subscriber<number>
+  readonly #timeoutMs: number
+  readonly #scheduler: SchedulerLike
+  readonly #onFailure: AnswerOptions<Io>['onFailure']
+  readonly #onLateAnswer: (() => void) | undefined
+  readonly #progress: DrainProgress
+  /** In the order of their deadlines, because every request has the same time. */
+  readonly #inFlight = new Set<LateAnswer<Io>>()
+  #sourceCompleted = false
+  #isAnswering = false
+  /** Later answers that are recorded and not yet emitted. */
+  #laterCount = 0
+  #deadline: Subscription | undefined
+
+  constructor(
+    recorder: AnswerRecorder<Io>,
+    handler: Handler<Io>,
+    options: AnswerOptions<Io>,
+    subscriber: Subscriber<number>,
+  ) {
+    const { progress = { underWay: false } } = options
+    this.#recorder = recorder
+    this.#handler = handler
+    this.#subscriber = subscriber
+    this.#timeoutMs = options.timeoutMs
+    this.#scheduler = options.scheduler ?? turnScheduler
+    this.#onFailure = options.onFailure
+    this.#onLateAnswer = options.onLateAnswer
+    this.#progress = progress
+  }
+
+  answerBatch(batch: Batch<Io>): void {
+    let readyCount = 0
+    this.#isAnswering = true
+    enterBatchScope()
+    try {
+      for (let index = 0; index < batch.count && !this.#subscriber.closed; index++) {
+        if (this.#answerOne(batch.requests[index]!)) readyCount++
+      }
+    } finally {
+      leaveBatchScope()
+      this.#isAnswering = false
+    }
+    if (this.#subscriber.closed) return
+    this.#armDeadline()
+    readyCount += this.#laterCount
+    this.#laterCount = 0
+    if (readyCount > 0) this.#subscriber.next(readyCount)
+    this.#completeIfThrough()
+  }
+
+  /** Has one request answered; true if its completion was recorded at once. */
+  #answerOne(request: Io): boolean {
+    const answered = callHandler(this.#handler, request)
+    if (!isCompletion(answered)) return this.#wait(request, answered)
+    // The handler reset its own queue: the ring that waits for this answer is forgotten.
+    if (this.#subscriber.closed) return false
+    this.#recordAtOnce(request, checkedCompletion(request, answered))
+    return true
+  }
+
+  /** As {@link #answerOne}, for a handler that did not answer with a completion. */
+  #wait(request: Io, answered: Answer): boolean {
+    const late = new LateAnswer(request, this.#settle, this.#onLateAnswer)
+    const early = late.wait(answered)
+    if (this.#subscriber.closed) {
+      late.abandon()
+      return false
+    }
+    if (early !== undefined) {
+      // A subscription that ended before it returned is as good as an answer at once.
+      this.#recordAtOnce(request, early)
+      return true
+    }
+    if (this.#timeoutMs > 0) late.deadlineMs = this.#scheduler.now() + this.#timeoutMs
+    this.#inFlight.add(late)
+    if (late.isPromised) this.#progress.promised = true
+    return false
+  }
+
+  #recordAtOnce(request: Io, completion: Completion): void {
+    this.#record(request, completion)
+    this.#recorder.recycle(request)
+  }
+
+  #record(request: Io, completion: Completion): void {
+    this.#recorder.record(request, completion)
+    if (completion.result === 'failed') this.#onFailure?.(request, completion.error)
+  }
+
+  readonly #settle: Settle<Io> = (late, completion) => {
+    this.#inFlight.delete(late)
+    if (this.#subscriber.closed) return
+    this.#record(late.request, completion)
+    // In the middle of its own batch it counts with that; among others that settle now, with those.
+    if (this.#laterCount++ > 0 || this.#isAnswering || afterBatch(this.#emitLater)) return
+    // Promises that were waiting for the same thing settle in microtasks that are all queued by now.
+    if (late.isPromised) queueMicrotask(this.#emitLater)
+    else this.#emitLater()
+  }
+
+  readonly #emitLater = (): void => {
+    // Unsubscribed, or emitted with a batch of this queue that was answered meanwhile.
+    if (this.#subscriber.closed || this.#laterCount === 0) return
+    const count = this.#laterCount
+    this.#laterCount = 0
+    this.#subscriber.next(count)
+    this.#completeIfThrough()
+  }
+
+  sourceCompleted(): void {
+    this.#sourceCompleted = true
+    this.#completeIfThrough()
+  }
+
+  #completeIfThrough(): void {
+    if (!this.#sourceCompleted) return
+    // Not in the middle of a batch: a handler may end the source, and the rest of its batch is owed an answer.
+    if (!this.#isAnswering && this.#inFlight.size === 0 && this.#laterCount === 0) this.#subscriber.complete()
+  }
+
+  readonly #expire = (): void => {
+    this.#deadline = undefined
+    const now = this.#scheduler.now()
+    for (const late of this.#inFlight) {
+      if (late.deadlineMs > now) break
+      late.giveUp(new HushringError('ERR_HANDLER_TIMEOUT', `no answer after ${this.#timeoutMs} ms`))
+    }
+    this.#armDeadline()
+  }
+
+  #armDeadline(): void {
+    if (this.#inFlight.size === 0 || this.#timeoutMs === 0) return
+    if (this.#deadline !== undefined || this.#subscriber.closed) return
+    for (const oldest of this.#inFlight) {
+      const delayMs = Math.max(0, oldest.deadlineMs - this.#scheduler.now())
+      this.#deadline = this.#scheduler.schedule(this.#expire, delayMs)
+      break
+    }
+  }
+
+  /** Aborts what is in flight and answers it with an error. */
+  giveUp(reason: HushringError): void {
+    // Not those that are taken meanwhile, with the credits of these.
+    for (const late of [...this.#inFlight]) late.giveUp(reason)
+  }
+
+  /** Aborts what is in flight, without an answer. */
+  abandon(): void {
+    this.#deadline?.unsubscribe()
+    for (const late of this.#inFlight) late.abandon()
+    this.#inFlight.clear()
+  }
 }
 
 function callHandler<Io extends RingRequest>(handler: Handler<Io>, request: Io): Answer {
