@@ -16,6 +16,7 @@ import {
 import { CompletionObservable, type FirstValueObserver, subscribeToFirst } from '../handlers/first-value.ts'
 import { type Answer, type Handler, isPromiseLike } from '../handlers/handler.ts'
 import { afterBatch, enterBatchScope, leaveBatchScope } from '../ring/batch-scope.ts'
+import { Later, type LaterListener } from '../ring/later.ts'
 import type { Batch } from '../ring/queue.ts'
 import { type Completion, isCompletion, type RingRequest } from '../ring/request.ts'
 import type { DrainProgress } from './drain.ts'
@@ -179,6 +180,7 @@ class Answering<Io extends RingRequest> {
     this.#inFlight.delete(late)
     if (this.#subscriber.closed) return
     this.#record(late.request, completion)
+    if (late.isThrough) this.#recorder.recycle(late.request)
     // In the middle of its own batch it counts with that; among others that settle now, with those.
     if (this.#laterCount++ > 0 || this.#isAnswering || afterBatch(this.#emitLater)) return
     // Promises that were waiting for the same thing settle in microtasks that are all queued by now.
@@ -272,11 +274,19 @@ function checkedCompletion(request: RingRequest, value: unknown): Completion {
 type Settle<Io extends RingRequest> = (late: LateAnswer<Io>, completion: Completion) => void
 
 /** One request whose handler did not answer at once. It listens to what the handler returned. */
-class LateAnswer<Io extends RingRequest> implements FirstValueObserver<unknown>, SettleListener<unknown> {
+class LateAnswer<Io extends RingRequest>
+  implements FirstValueObserver<unknown>, SettleListener<unknown>, LaterListener<unknown>
+{
   readonly request: Io
   deadlineMs: number = Number.POSITIVE_INFINITY
   /** It settles in a microtask. */
   isPromised = false
+  /**
+   * Nobody works with the request any more, as after an answer at once: a store that answers with a {@link Later} settles it
+   * only then, and what a layer makes of one comes after it. A promise or an observable says nothing of the kind: `timeout`
+   * and `mirror` answer with one while a handler below them still works.
+   */
+  isThrough = false
   readonly #settle: Settle<Io>
   readonly #onLateAnswer: (() => void) | undefined
   #releaseMemory: (() => void) | undefined
@@ -299,13 +309,29 @@ class LateAnswer<Io extends RingRequest> implements FirstValueObserver<unknown>,
     } else if (isOwnPromise(answered)) {
       this.isPromised = true
       this.#follow(answered)
-    } else if (isObservable(answered)) this.#subscribe(answered)
+    } else if (answered instanceof Later) answered.tell(this)
+    else if (isObservable(answered)) this.#subscribe(answered)
     else if (isPromiseLike(answered)) this.#followThenable(answered)
     else this.value(answered)
     this.#isEarly = false
     // Until then the queue that is waited for by its batch kept it.
     if (!this.#answered) this.#releaseMemory = this.request.hold()
     return this.#early
+  }
+
+  /** A {@link Later} came to this. */
+  fulfilled(value: unknown): void {
+    this.#finishThrough(checkedCompletion(this.request, value))
+  }
+
+  /** A {@link Later} came to this error. */
+  rejected(error: unknown): void {
+    this.#finishThrough(handlerThrew(this.request, error))
+  }
+
+  #finishThrough(completion: Completion): void {
+    this.isThrough = !this.#answered
+    this.#finish(completion)
   }
 
   #follow(answered: Promise<unknown>): void {

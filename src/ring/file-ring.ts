@@ -47,11 +47,16 @@ export async function openFileRing(fd: number, { direct }: FileRingOptions): Pro
   }
 }
 
-/** One operation in flight. */
-interface Operation {
-  readonly later: Later<number>
+/** One operation in flight, and what it comes to. */
+class Operation extends Later<number> {
   readonly syscall: string
   readonly release: () => void
+
+  constructor(syscall: string, release: () => void) {
+    super()
+    this.syscall = syscall
+    this.release = release
+  }
 }
 
 const SYSCALLS = { read: 'preadv', write: 'pwritev', sync: 'fdatasync' } as const
@@ -115,15 +120,15 @@ export class FileRing {
   ): Later<number> {
     if (list !== undefined) visitPieces(list, this.#ring.addPiece)
     const number = this.#ring.begin(FileRingVerb[verb], fileOffsetBytes)
-    const later = new Later<number>()
-    this.#operations[number] = { later, syscall: SYSCALLS[verb], release }
+    const operation = new Operation(SYSCALLS[verb], release)
+    this.#operations[number] = operation
     // The process lives for as long as something is in flight, as with the thread pool.
     if (this.#pendingCount++ === 0) this.#watch.ref()
     if (!this.#willTurn) {
       this.#willTurn = true
       atBatchEnd(this.#turn)
     }
-    return later
+    return operation
   }
 
   readonly #onReadable = (): void => inBatchScope(this.#turn)
@@ -152,12 +157,12 @@ export class FileRing {
   }
 
   #end(number: number, value: number): void {
-    const { later, syscall, release } = this.#operations[number]!
+    const operation = this.#operations[number]!
     this.#operations[number] = undefined
     this.#pendingCount--
-    release()
-    if (value >= 0) later.fulfill(value)
-    else later.reject(systemError(value, syscall))
+    operation.release()
+    if (value >= 0) operation.fulfill(value)
+    else operation.reject(systemError(value, operation.syscall))
   }
 }
 

@@ -1,30 +1,48 @@
-type State<Value> =
-  | { readonly is: 'fulfilled'; readonly value: Value }
-  | { readonly is: 'rejected'; readonly error: unknown }
+/** Who is told what a {@link Later} came to: one of the two is called, once. */
+export interface LaterListener<Value> {
+  fulfilled(value: Value): void
+  rejected(error: unknown): void
+}
+
+const PENDING = 0
+const FULFILLED = 1
+const REJECTED = 2
 
 /**
  * A value that comes later: a promise for one listener that is told at once and not in a microtask. So a hundred answers
  * that come together are published together, and each costs a fraction of a promise.
+ *
+ * A store that answers with one settles it when nobody works with the request any more, itself and the kernel included.
  */
 export class Later<Value> implements PromiseLike<Value> {
-  #state: State<Value> | undefined
-  #listener: ((state: State<Value>) => void) | undefined
+  #state: typeof PENDING | typeof FULFILLED | typeof REJECTED = PENDING
+  /** The value or the error. */
+  #outcome: unknown
+  #listener: LaterListener<Value> | undefined
 
   /** Settles it; only the first time counts. */
   fulfill(value: Value): void {
-    this.#settle({ is: 'fulfilled', value })
+    if (this.#state !== PENDING) return
+    this.#state = FULFILLED
+    this.#outcome = value
+    this.#listener?.fulfilled(value)
+    this.#listener = undefined
   }
 
   /** Settles it; only the first time counts. */
   reject(error: unknown): void {
-    this.#settle({ is: 'rejected', error })
+    if (this.#state !== PENDING) return
+    this.#state = REJECTED
+    this.#outcome = error
+    this.#listener?.rejected(error)
+    this.#listener = undefined
   }
 
-  #settle(state: State<Value>): void {
-    if (this.#state !== undefined) return
-    this.#state = state
-    this.#listener?.(state)
-    this.#listener = undefined
+  /** As {@link then} for somebody who needs no promise of what comes of it. The listener must not throw. */
+  tell(listener: LaterListener<Value>): void {
+    if (this.#state === FULFILLED) listener.fulfilled(this.#outcome as Value)
+    else if (this.#state === REJECTED) listener.rejected(this.#outcome)
+    else this.#listener = this.#listener === undefined ? listener : bothOf(this.#listener, listener)
   }
 
   // biome-ignore lint/suspicious/noThenProperty: it is a promise to everybody who awaits it
@@ -32,38 +50,71 @@ export class Later<Value> implements PromiseLike<Value> {
     onFulfilled?: ((value: Value) => Fulfilled | PromiseLike<Fulfilled>) | null,
     onRejected?: ((error: unknown) => Rejected | PromiseLike<Rejected>) | null,
   ): Later<Fulfilled | Rejected> {
-    const next = new Later<Fulfilled | Rejected>()
-    const listen = (state: State<Value>): void => {
-      try {
-        if (state.is === 'fulfilled') {
-          if (typeof onFulfilled === 'function') next.#follow(onFulfilled(state.value))
-          else next.fulfill(state.value as unknown as Fulfilled)
-        } else if (typeof onRejected === 'function') next.#follow(onRejected(state.error))
-        else next.reject(state.error)
-      } catch (error) {
-        next.reject(error)
-      }
-    }
-    if (this.#state !== undefined) listen(this.#state)
-    else if (this.#listener === undefined) this.#listener = listen
-    else {
-      const before = this.#listener
-      this.#listener = (state) => {
-        before(state)
-        listen(state)
-      }
-    }
+    const next = new Projected<Value, Fulfilled | Rejected>(onFulfilled, onRejected)
+    this.tell(next)
     return next
   }
+}
 
-  /** Becomes what a listener returned. */
-  #follow(value: Value | PromiseLike<Value>): void {
-    if (isThenable(value)) {
-      value.then(
-        (settled) => this.fulfill(settled),
-        (error) => this.reject(error),
-      )
-    } else this.fulfill(value)
+/** What `then` makes: the listener of one promise and the next promise in one object, because there is one a layer a request. */
+class Projected<Value, Next> extends Later<Next> implements LaterListener<Value> {
+  readonly #onFulfilled: ((value: Value) => Next | PromiseLike<Next>) | null | undefined
+  readonly #onRejected: ((error: unknown) => Next | PromiseLike<Next>) | null | undefined
+
+  constructor(
+    onFulfilled: ((value: Value) => Next | PromiseLike<Next>) | null | undefined,
+    onRejected: ((error: unknown) => Next | PromiseLike<Next>) | null | undefined,
+  ) {
+    super()
+    this.#onFulfilled = onFulfilled
+    this.#onRejected = onRejected
+  }
+
+  fulfilled(value: Value): void {
+    if (typeof this.#onFulfilled === 'function') this.#project(this.#onFulfilled, value)
+    else this.fulfill(value as unknown as Next)
+  }
+
+  rejected(error: unknown): void {
+    if (typeof this.#onRejected === 'function') this.#project(this.#onRejected, error)
+    else this.reject(error)
+  }
+
+  #project<From>(project: (from: From) => Next | PromiseLike<Next>, from: From): void {
+    let next: Next | PromiseLike<Next>
+    try {
+      next = project(from)
+    } catch (error) {
+      this.reject(error)
+      return
+    }
+    if (isThenable(next)) follow(this, next)
+    else this.fulfill(next)
+  }
+}
+
+/** Has a promise become another one. A function of its own, for the closures. */
+function follow<Value>(later: Later<Value>, settled: PromiseLike<Value>): void {
+  try {
+    settled.then(
+      (value) => later.fulfill(value),
+      (error) => later.reject(error),
+    )
+  } catch (error) {
+    later.reject(error)
+  }
+}
+
+function bothOf<Value>(first: LaterListener<Value>, second: LaterListener<Value>): LaterListener<Value> {
+  return {
+    fulfilled(value) {
+      first.fulfilled(value)
+      second.fulfilled(value)
+    },
+    rejected(error) {
+      first.rejected(error)
+      second.rejected(error)
+    },
   }
 }
 

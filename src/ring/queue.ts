@@ -138,6 +138,8 @@ export class VirtQueue {
   readonly #headers: Uint32Array
   readonly #completions: Uint32Array
   readonly #batch = new Batch()
+  /** Objects that may be used and have no place in {@link #batch}. */
+  readonly #spare: RingRequest[] = []
   readonly #headerBytes: number
   /** Most requests of the next batch. */
   #nextCountMax: number
@@ -251,9 +253,10 @@ export class VirtQueue {
     let dataBytes = 0
     for (let row = 0; row < count; row++) {
       let request = batch.requests[row]
-      // One that was answered late may still be held by somebody: its place gets another object.
+      // One that is not answered, or that somebody may still hold: its place gets another object.
       if (request?.isIdle !== true) {
-        request = this.#newRequest()
+        if (request !== undefined) request.isDisplaced = true
+        request = this.#spare.pop() ?? this.#newRequest()
         batch.requests[row] = request
       }
       dataBytes += this.#fill(request, row)
@@ -327,11 +330,14 @@ export class VirtQueue {
   }
 
   /**
-   * Gives a request object back for reuse, after a synchronous answer only: nobody else may still hold it. It stands for
-   * another request when its place in the batch is filled the next time.
+   * Gives a request object back for reuse: nobody else may still hold it. It stands for another request when its place in the
+   * batch is filled the next time or, if another object has that place by now, when one is needed.
    */
   recycle(request: RingRequest): void {
     request.recycle()
+    if (!request.isDisplaced) return
+    request.isDisplaced = false
+    this.#spare.push(request)
   }
 
   /**

@@ -142,6 +142,8 @@ export class RingRequest extends Request {
   head = 0
   /** Whether the object may stand for another request. */
   isIdle = true
+  /** Whether another object has its place in the batch, because it was still in flight when that was filled. */
+  isDisplaced = false
   /**
    * The first bytes of the device-readable part, copied once when the request was taken, as little-endian words
    * of 32 bits. As many bytes as the device's framing asks for. The driver can no longer change them.

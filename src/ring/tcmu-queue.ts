@@ -437,7 +437,7 @@ export class TcmuQueue {
     })
   }
 
-  /** Gives a request object back for reuse, after a synchronous answer only: nobody else may still hold it. */
+  /** Gives a request object back for reuse: nobody else may still hold it. */
   recycle(request: ScsiRequest): void {
     if (request.isHeld) return
     request.recycle()

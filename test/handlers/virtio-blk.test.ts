@@ -10,6 +10,7 @@ import {
   memoryDisk,
   virtioBlk,
 } from '../../src/handlers/index.ts'
+import { Later } from '../../src/ring/later.ts'
 import { type Completion, isCompletion, RingRequest } from '../../src/ring/request.ts'
 import { ask, describe, pattern, turn } from '../helpers/block-requests.ts'
 
@@ -658,4 +659,42 @@ test('virtio-blk: the configuration cannot be written, and closing it closes the
   const handler = device.connect(ALL)
   await device.close()
   t.is(describe(await run(handler, { type: IN, writable: Buffer.alloc(512) })), 'ERR_CLOSED')
+})
+
+// ---- objects that are reused -------------------------------------------------------------------------------------
+
+test('virtio-blk: a request object is reused when its store is through with it, and not while it is in flight', async (t) => {
+  const seen: BlockRequest[] = []
+  const laters: Later<Completion>[] = []
+  const { disk } = recordingDisk({
+    answer: (io) => {
+      seen.push(io)
+      laters.push(new Later())
+      return laters.at(-1)!
+    },
+  })
+  const handler = virtioBlk(disk).connect(ALL)
+  const read = (): Answer => handler(ringRequest({ type: IN, writable: Buffer.alloc(512) }))
+  void read()
+  void read()
+  t.not(seen[0], seen[1])
+  laters[0]!.fulfill(seen[0]!.ok())
+  void read()
+  t.is(seen[2], seen[0])
+  t.not(seen[2], seen[1])
+})
+
+test('virtio-blk: after a promise, of which it is not known who else holds the request, the object is not reused', async (t) => {
+  const seen: BlockRequest[] = []
+  const { disk } = recordingDisk({
+    answer: async (io) => {
+      seen.push(io)
+      return io.ok()
+    },
+  })
+  const handler = virtioBlk(disk).connect(ALL)
+  await run(handler, { type: IN, writable: Buffer.alloc(512) })
+  await run(handler, { type: IN, writable: Buffer.alloc(512) })
+  t.is(seen.length, 2)
+  t.not(seen[0], seen[1])
 })

@@ -16,6 +16,7 @@ import {
   type SuppressionPolicy,
   soonest,
 } from '../../src/notify/suppression.ts'
+import { Later } from '../../src/ring/later.ts'
 import { Batch, type Published } from '../../src/ring/queue.ts'
 import { type Completion, RingRequest } from '../../src/ring/request.ts'
 
@@ -598,6 +599,41 @@ test('answer: only request objects that are answered when the handler returns ar
     .pipe(answer(queue, (io) => answers.shift()!(io), noDeadline))
     .subscribe()
   t.is(queue.recycledCount, 2)
+})
+
+test('answer: a request that its store is through with is reused, unless it was answered for before', (t) => {
+  const queue = new FakeQueue()
+  const giveUp = new Subject<HushringError>()
+  const laters = [new Later<Completion>(), new Later<Completion>(), new Later<Completion>()]
+  const waiting = [...laters]
+  const requests: RingRequest[] = []
+  let lateAnswerCount = 0
+  of(batchOf(3))
+    .pipe(
+      answer(
+        queue,
+        (io) => {
+          requests.push(io)
+          // As layers add to an answer.
+          return waiting.shift()!.then((completion) => completion)
+        },
+        { timeoutMs: 0, giveUp, onLateAnswer: () => lateAnswerCount++ },
+      ),
+    )
+    .subscribe()
+  laters[0]!.fulfill(requests[0]!.ok())
+  laters[1]!.reject(boom)
+  t.is(queue.recycledCount, 2)
+  // The kernel may still write into the memory of a request whose deadline has passed.
+  giveUp.next(new HushringError('ERR_REQUEST_ABORTED'))
+  t.is(queue.recycledCount, 2)
+  laters[2]!.fulfill(requests[2]!.ok())
+  t.is(queue.recycledCount, 2)
+  t.is(lateAnswerCount, 1)
+  t.deepEqual(
+    queue.recorded.map(({ completion }) => completion.result),
+    ['ok', 'failed', 'failed'],
+  )
 })
 
 // ---- gather -----------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     ...EVERYWHERE,
     'ring/file-ring.ts',
     'ring/file-transfers.ts',
+    'ring/later.ts',
     'ring/lent-segments.ts',
     'ring/request.ts',
     'ring/scsi-request.ts',

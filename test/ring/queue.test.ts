@@ -275,6 +275,35 @@ test('synchronously answered request objects are used again', (t) => {
   t.is(first.writable.byteLength, 100)
 })
 
+test('request objects that are answered later are used again, never two requests at a time', (t) => {
+  const bench = new Bench(t)
+  const { queue } = bench
+  const take = (): RingRequest => {
+    void bench.submit()
+    return bench.takeOne()
+  }
+  const answer = (request: RingRequest): void => {
+    queue.record(request, request.ok())
+    queue.recycle(request)
+    queue.publish()
+    bench.driver.collect()
+  }
+  const first = take()
+  const second = take()
+  t.not(second, first)
+  // The place of the first one is the second one's by now.
+  answer(first)
+  const third = take()
+  t.is(third, first)
+  answer(second)
+  answer(third)
+  const [fourth, fifth] = [take(), take()]
+  t.deepEqual(new Set([fourth, fifth]), new Set([first, second]))
+  // The control: one that nobody gave back is still somebody's.
+  const sixth = take()
+  t.false([first, second].includes(sixth))
+})
+
 test('sizes of batches and of publishes are counted by powers of two, and empty ones are not', (t) => {
   const bench = new Bench(t)
   const { queue } = bench

@@ -1,4 +1,5 @@
 import { HushringError } from '../../errors.ts'
+import { Later } from '../../ring/later.ts'
 import { type Completion, isCompletion, type RingRequest } from '../../ring/request.ts'
 import type { SegmentList } from '../../ring/segments.ts'
 import { SECTOR_BYTES } from '../../units.ts'
@@ -193,7 +194,7 @@ class Codec {
       data,
     )
     const answer = this.#next(io)
-    if (!isCompletion(answer)) return reportedLater(request, io, answer)
+    if (!isCompletion(answer)) return reportedLater(request, io, answer, this.#idle)
     // The object is free again only because it was answered at once: nobody else can still hold it.
     this.#idle.push(io)
     return reported(request, io, answer)
@@ -224,9 +225,16 @@ function reported(request: RingRequest, io: BlockRequest, completion: Completion
   return completion.bytesWritten === undefined ? completion : io.transferred(completion.bytesWritten)
 }
 
-/** A function of its own, because one that makes a closure keeps its variables on the heap, at each call. */
-function reportedLater(request: RingRequest, io: BlockRequest, answer: Answer): Answer {
-  return mapAnswer(answer, (completion) => reported(request, io, completion))
+/**
+ * The same for an answer that is not there yet. After a {@link Later} the request object is free again, as after an answer
+ * at once. A function of its own, because one that makes a closure keeps its variables on the heap, at each call.
+ */
+function reportedLater(request: RingRequest, io: BlockRequest, answer: Answer, idle: BlockRequest[]): Answer {
+  const isFreeAfterwards = answer instanceof Later
+  return mapAnswer(answer, (completion) => {
+    if (isFreeAfterwards) idle.push(io)
+    return reported(request, io, completion)
+  })
 }
 
 function doneWithoutData(request: RingRequest): Completion {
