@@ -420,6 +420,15 @@ export function optionRangeError(
   })
 }
 
+/** What something that was thrown says. Anything can be thrown, also what has no text or whose text cannot be read. */
+export function messageOf(cause: unknown): string {
+  try {
+    return String(cause instanceof Error ? cause.message : cause)
+  } catch {
+    return `something that has no text (${typeof cause})`
+  }
+}
+
 function optionMessage(name: string, expectation: string, value: unknown): string {
   const shown = typeof value === 'string' ? JSON.stringify(value) : String(value)
   return `expected \`${name}\` to be ${expectation}, got \`${shown}\``

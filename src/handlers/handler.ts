@@ -1,5 +1,5 @@
 import { firstValueFrom, from, isObservable, mergeMap, type Observable, of, take } from 'rxjs'
-import { HushringError } from '../errors.ts'
+import { HushringError, messageOf } from '../errors.ts'
 import {
   type Completion,
   type FailedCompletion,
@@ -179,10 +179,17 @@ function checkedCompletion(_io: Request, value: unknown): Completion {
 
 /** What a thrown error means for a request: the medium failed, or the handler has a mistake. */
 function failureOf(io: Request, cause: unknown): FailedCompletion {
-  const isOfSystem = typeof (cause as NodeJS.ErrnoException | undefined)?.syscall === 'string'
-  if (cause instanceof HushringError || isOfSystem) return io.fail(cause)
-  const message = `the handler threw: ${cause instanceof Error ? cause.message : String(cause)}`
-  return io.fail(new HushringError('ERR_HANDLER_THREW', message, { cause }))
+  if (isOfStore(cause)) return io.fail(cause)
+  return io.fail(new HushringError('ERR_HANDLER_THREW', `the handler threw: ${messageOf(cause)}`, { cause }))
+}
+
+/** True for what a store means to tell: an error of ours, or of the system. Anything may be thrown, also what cannot be looked at. */
+function isOfStore(cause: unknown): boolean {
+  try {
+    return cause instanceof HushringError || typeof (cause as NodeJS.ErrnoException)?.syscall === 'string'
+  } catch {
+    return false
+  }
 }
 
 /** True for anything with a `then` method. */

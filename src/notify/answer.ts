@@ -6,7 +6,7 @@ import {
   type Subscriber,
   type Subscription,
 } from 'rxjs'
-import { HushringError } from '../errors.ts'
+import { HushringError, messageOf } from '../errors.ts'
 import {
   CompletionPromise,
   isOwnPromise,
@@ -251,7 +251,7 @@ function callHandler<Io extends RingRequest>(handler: Handler<Io>, request: Io):
 }
 
 function handlerThrew(request: RingRequest, cause: unknown): Completion {
-  const message = `the handler threw: ${cause instanceof Error ? cause.message : String(cause)}`
+  const message = `the handler threw: ${messageOf(cause)}`
   return request.fail(new HushringError('ERR_HANDLER_THREW', message, { cause }))
 }
 
@@ -287,6 +287,7 @@ class LateAnswer<Io extends RingRequest>
    * and `mirror` answer with one while a handler below them still works.
    */
   isThrough = false
+  #later: Later<unknown> | undefined
   readonly #settle: Settle<Io>
   readonly #onLateAnswer: (() => void) | undefined
   #releaseMemory: (() => void) | undefined
@@ -303,16 +304,12 @@ class LateAnswer<Io extends RingRequest>
 
   /** Waits for a promise or an observable. Returns the completion if it is there already, as with `of(io.ok())`. */
   wait(answered: Answer): Completion | undefined {
-    if (answered instanceof CompletionPromise) {
-      this.isPromised = true
-      answered.listen(this)
-    } else if (isOwnPromise(answered)) {
-      this.isPromised = true
-      this.#follow(answered)
-    } else if (answered instanceof Later) answered.tell(this)
-    else if (isObservable(answered)) this.#subscribe(answered)
-    else if (isPromiseLike(answered)) this.#followThenable(answered)
-    else this.value(answered)
+    try {
+      this.#listen(answered)
+    } catch (error) {
+      // A `then` that cannot be read, for one.
+      this.error(error)
+    }
     this.#isEarly = false
     // Until then the queue that is waited for by its batch kept it.
     if (!this.#answered) this.#releaseMemory = this.request.hold()
@@ -330,28 +327,31 @@ class LateAnswer<Io extends RingRequest>
   }
 
   #finishThrough(completion: Completion): void {
-    this.isThrough = !this.#answered
+    this.isThrough = !this.#answered && this.#later!.isThrough
     this.#finish(completion)
   }
 
-  #follow(answered: Promise<unknown>): void {
-    try {
+  #listen(answered: Answer): void {
+    if (answered instanceof CompletionPromise) {
+      this.isPromised = true
+      answered.listen(this)
+    } else if (isOwnPromise(answered)) {
+      this.isPromised = true
       listenTo(answered, this)
-    } catch (error) {
-      this.error(error)
-    }
+    } else if (answered instanceof Later) {
+      this.#later = answered
+      answered.tell(this)
+    } else if (isObservable(answered)) this.#subscribe(answered)
+    else if (isPromiseLike(answered)) this.#followThenable(answered)
+    else this.value(answered)
   }
 
   /** It may call back at once, twice or never. */
   #followThenable(answered: PromiseLike<unknown>): void {
-    try {
-      answered.then(
-        (value) => this.value(value),
-        (error) => this.error(error),
-      )
-    } catch (error) {
-      this.error(error)
-    }
+    answered.then(
+      (value) => this.value(value),
+      (error) => this.error(error),
+    )
   }
 
   #subscribe(answered: Observable<unknown>): void {

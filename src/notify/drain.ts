@@ -97,6 +97,8 @@ export function drain<Io extends RingRequest>(
       let nextTurn: Subscription | undefined
       /** While the drain is under way and its next look is left to {@link goOn}. */
       let waitsForPromises = false
+      /** A kick came while the promises were waited for, which may be for what came after the ring was looked at last. */
+      let wokenMeanwhile = false
       let inFlightBefore = 0
       /** Batches of promises that are not waited for any more since one was waited for in vain. */
       let batchesUntilTry = 0
@@ -139,7 +141,10 @@ export function drain<Io extends RingRequest>(
 
       const onWake = (wake: unknown): void => {
         // An answer published while we drain wakes the source from inside: the loop sees what it saw.
-        if (progress.underWay) return
+        if (progress.underWay) {
+          if (waitsForPromises && wake !== creditsReturned) wokenMeanwhile = true
+          return
+        }
         if (wake !== creditsReturned) refill()
         progress.underWay = true
         takeOrEnd()
@@ -163,8 +168,11 @@ export function drain<Io extends RingRequest>(
         if (!waitsForPromises) return
         waitsForPromises = false
         batchesUntilTry = queue.inFlightCount < inFlightBefore ? 0 : BATCHES_PER_TRY
+        const mustLook = wokenMeanwhile
+        wokenMeanwhile = false
+        if (mustLook) refill()
         // What was published may have asked for kicks.
-        if (queue.armed || sourceCompleted) end()
+        if (sourceCompleted || (queue.armed && !mustLook)) end()
         else takeOrEnd()
       }
 

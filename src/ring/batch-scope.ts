@@ -29,11 +29,14 @@ export function leaveBatchScope(): void {
   for (const publish of afterEnd.splice(0)) publish()
 }
 
-/** Runs something in a scope of its own. It must not throw. */
+/** Runs something in a scope of its own. */
 export function inBatchScope(work: () => void): void {
   enterBatchScope()
-  work()
-  leaveBatchScope()
+  try {
+    work()
+  } finally {
+    leaveBatchScope()
+  }
 }
 
 /**

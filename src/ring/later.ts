@@ -19,6 +19,11 @@ export class Later<Value> implements PromiseLike<Value> {
   /** The value or the error. */
   #outcome: unknown
   #listener: LaterListener<Value> | undefined
+  /**
+   * Whether nobody works with the request any more once it is settled. False when it depended on a promise of somebody
+   * else, who may lose a race and go on.
+   */
+  isThrough = true
 
   /** Settles it; only the first time counts. */
   fulfill(value: Value): void {
@@ -50,7 +55,7 @@ export class Later<Value> implements PromiseLike<Value> {
     onFulfilled?: ((value: Value) => Fulfilled | PromiseLike<Fulfilled>) | null,
     onRejected?: ((error: unknown) => Rejected | PromiseLike<Rejected>) | null,
   ): Later<Fulfilled | Rejected> {
-    const next = new Projected<Value, Fulfilled | Rejected>(onFulfilled, onRejected)
+    const next = new Projected<Value, Fulfilled | Rejected>(this, onFulfilled, onRejected)
     this.tell(next)
     return next
   }
@@ -58,47 +63,65 @@ export class Later<Value> implements PromiseLike<Value> {
 
 /** What `then` makes: the listener of one promise and the next promise in one object, because there is one a layer a request. */
 class Projected<Value, Next> extends Later<Next> implements LaterListener<Value> {
+  readonly #source: Later<Value>
   readonly #onFulfilled: ((value: Value) => Next | PromiseLike<Next>) | null | undefined
   readonly #onRejected: ((error: unknown) => Next | PromiseLike<Next>) | null | undefined
 
   constructor(
+    source: Later<Value>,
     onFulfilled: ((value: Value) => Next | PromiseLike<Next>) | null | undefined,
     onRejected: ((error: unknown) => Next | PromiseLike<Next>) | null | undefined,
   ) {
     super()
+    this.#source = source
     this.#onFulfilled = onFulfilled
     this.#onRejected = onRejected
   }
 
   fulfilled(value: Value): void {
+    this.isThrough = this.#source.isThrough
     if (typeof this.#onFulfilled === 'function') this.#project(this.#onFulfilled, value)
     else this.fulfill(value as unknown as Next)
   }
 
   rejected(error: unknown): void {
+    this.isThrough = this.#source.isThrough
     if (typeof this.#onRejected === 'function') this.#project(this.#onRejected, error)
     else this.reject(error)
   }
 
   #project<From>(project: (from: From) => Next | PromiseLike<Next>, from: From): void {
     let next: Next | PromiseLike<Next>
+    let comesLater: boolean
     try {
       next = project(from)
+      comesLater = isThenable(next)
     } catch (error) {
       this.reject(error)
       return
     }
-    if (isThenable(next)) follow(this, next)
-    else this.fulfill(next)
+    if (comesLater) follow(this, next as PromiseLike<Next>)
+    else this.fulfill(next as Next)
   }
 }
 
 /** Has a promise become another one. A function of its own, for the closures. */
 function follow<Value>(later: Later<Value>, settled: PromiseLike<Value>): void {
+  const isThroughBefore = later.isThrough
+  later.isThrough = false
+  const hear = (): void => {
+    later.isThrough = isThroughBefore && settled instanceof Later && settled.isThrough
+  }
   try {
     settled.then(
-      (value) => later.fulfill(value),
-      (error) => later.reject(error),
+      (value) => {
+        hear()
+        later.fulfill(value)
+      },
+      (error) => {
+        hear()
+        later.reject(error)
+      },
     )
   } catch (error) {
     later.reject(error)

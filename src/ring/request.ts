@@ -1,4 +1,4 @@
-import { HushringError } from '../errors.ts'
+import { HushringError, messageOf } from '../errors.ts'
 import { SegmentList } from './segments.ts'
 
 declare const madeByRequest: unique symbol
@@ -103,9 +103,7 @@ export abstract class Request {
    */
   fail(cause: unknown): FailedCompletion {
     const error =
-      cause instanceof HushringError
-        ? cause
-        : new HushringError('ERR_STORE_IO', cause instanceof Error ? cause.message : String(cause), { cause })
+      cause instanceof HushringError ? cause : new HushringError('ERR_STORE_IO', messageOf(cause), { cause })
     return made({ result: 'failed' as const, error })
   }
 

@@ -1,6 +1,6 @@
 import { isAbsolute } from 'node:path'
 import { pathToFileURL } from 'node:url'
-import { ERROR_CODES, HushringError, optionRangeError, optionTypeError } from '../errors.ts'
+import { ERROR_CODES, HushringError, messageOf, optionRangeError, optionTypeError } from '../errors.ts'
 import { type Device, isDevice } from '../handlers/device.ts'
 import type { SuppressionPolicy } from '../notify/suppression.ts'
 import { refuseUnknownOptions, stringOf } from '../options.ts'
@@ -109,8 +109,4 @@ async function importExport(address: ModuleAddress): Promise<unknown> {
 
 function moduleError({ module, name }: ModuleAddress, what: string, cause?: unknown): HushringError {
   return new HushringError('ERR_DEVICE_MODULE', `the export \`${name}\` of ${module} ${what}`, { cause })
-}
-
-function messageOf(thrown: unknown): string {
-  return thrown instanceof Error ? thrown.message : String(thrown)
 }

@@ -1,5 +1,5 @@
 import { type Observable, Subject, Subscription, takeUntil } from 'rxjs'
-import { HushringError } from '../errors.ts'
+import { HushringError, messageOf } from '../errors.ts'
 import type { Handler } from '../handlers/handler.ts'
 import { type ServableQueue, type ServeOptions, serveQueue } from '../notify/pipeline.ts'
 import type { RingRequest } from '../ring/request.ts'
@@ -93,6 +93,6 @@ export class PipelineRun<Io extends RingRequest> {
 /** What a device or a layer threw when it was asked for its handler is the fault of neither the driver nor the ring. */
 export function asHushringError(error: unknown): HushringError {
   if (error instanceof HushringError) return error
-  const message = `the device cannot be connected: ${error instanceof Error ? error.message : String(error)}`
+  const message = `the device cannot be connected: ${messageOf(error)}`
   return new HushringError('ERR_HANDLER_THREW', message, { cause: error })
 }

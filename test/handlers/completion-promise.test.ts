@@ -132,6 +132,11 @@ test(
   3,
 )
 
+test('a rejection that has no text is a failed completion', async (t) => {
+  const completion = await (answerWith(Promise.reject(Object.create(null))) as PromiseLike<Completion>)
+  t.is(completion.result, 'failed')
+})
+
 test('an object that only looks like a promise is a failed completion', (t) => {
   const answer = answerWith(Object.create(Promise.prototype)) as Completion
   t.is(answer.result === 'failed' && answer.error.code, 'ERR_HANDLER_THREW')

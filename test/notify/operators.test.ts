@@ -441,6 +441,26 @@ test(
   'ERR_HANDLER_THREW',
 )
 test('rejects', failure, () => Promise.reject(boom), 'ERR_HANDLER_THREW')
+test(
+  'throws what has no text',
+  failure,
+  () => {
+    throw Object.create(null)
+  },
+  'ERR_HANDLER_THREW',
+)
+test('rejects with what has no text', failure, () => Promise.reject(Object.create(null)), 'ERR_HANDLER_THREW')
+test(
+  'has a then that cannot be read',
+  failure,
+  () => ({
+    // biome-ignore lint/suspicious/noThenProperty: a hostile thenable is the subject of this test.
+    get then() {
+      throw boom
+    },
+  }),
+  'ERR_HANDLER_THREW',
+)
 test('errors its observable', failure, () => throwError(() => boom), 'ERR_HANDLER_THREW')
 test('ends its observable without a value', failure, () => EMPTY, 'ERR_HANDLER_ANSWER')
 test('returns nothing', failure, () => undefined, 'ERR_HANDLER_ANSWER')
@@ -634,6 +654,32 @@ test('answer: a request that its store is through with is reused, unless it was 
     queue.recorded.map(({ completion }) => completion.result),
     ['ok', 'failed', 'failed'],
   )
+})
+
+test('answer: a request is not reused after a promise that a layer answered with, which may have left somebody at work', (t) => {
+  const queue = new FakeQueue()
+  const [later, other] = [new Later<Completion>(), new Later<Completion>()]
+  const requests: RingRequest[] = []
+  // biome-ignore lint/suspicious/noThenProperty: one that settles at once, so that nothing has to be waited for.
+  const race = { then: (fulfilled: (completion: Completion) => void) => fulfilled(requests[0]!.ok()) }
+  const answers = [later.then(() => race as never), later.then(() => other)]
+  of(batchOf(2))
+    .pipe(
+      answer(
+        queue,
+        (io) => {
+          requests.push(io)
+          return answers.shift()!
+        },
+        noDeadline,
+      ),
+    )
+    .subscribe()
+  later.fulfill(requests[0]!.ok())
+  t.deepEqual([queue.recorded.length, queue.recycledCount], [1, 0])
+  // The control: a store that was asked a second time.
+  other.fulfill(requests[1]!.ok())
+  t.deepEqual([queue.recorded.length, queue.recycledCount], [2, 1])
 })
 
 // ---- gather -----------------------------------------------------------------------------------------------
@@ -965,6 +1011,22 @@ test('serveQueue: promises are waited for rarely while only events settle them, 
   t.deepEqual(await armedAtOnce(34), [false, ...sixteen, false, ...sixteen])
   isSlow = false
   t.deepEqual(await armedAtOnce(5), new Array<boolean>(5).fill(false))
+})
+
+test('serveQueue: a kick that comes while promises settle is not lost, though the queue has asked for kicks by then', async (t) => {
+  const queue = new FakeQueue(3)
+  const kicks = new Subject<void>()
+  const armed: boolean[] = []
+  serveQueue(queue, kicks, async (io) => io.ok(), spine).subscribe(() => {
+    armed.push(queue.armed)
+    if (armed.length > 1) return
+    // Such as the new eventfd of a front-end, for which the kick of the old one was given up.
+    queue.visibleCount = 2
+    queueMicrotask(() => kicks.next())
+  })
+  await afterMicrotasks()
+  t.deepEqual(queue.takenCounts, [3, 2])
+  t.deepEqual(armed, [true, true])
 })
 
 test('serveQueue: control: an observable that answers later has kicks asked for at once', (t) => {

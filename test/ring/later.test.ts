@@ -101,3 +101,37 @@ test('later: a thenable that throws is an error', (t) => {
   later.fulfill(7)
   t.deepEqual(outcomes, ['boom'])
 })
+
+test('later: a promise that cannot be looked at is an error of what follows', (t) => {
+  const later = new Later<number>()
+  const outcomes = outcomesOf(
+    later.then(() => ({
+      // biome-ignore lint/suspicious/noThenProperty: a hostile thenable is the subject of this test.
+      get then() {
+        throw 'boom'
+      },
+    })),
+  )
+  later.fulfill(7)
+  t.deepEqual(outcomes, ['boom'])
+})
+
+test('later: it is through with a request unless a promise of somebody else had a part in it', async (t) => {
+  const source = new Later<number>()
+  const follows = (next: PromiseLike<number> | number): Later<number> =>
+    source.then(() => next).then((value) => value) as Later<number>
+  const another = new Later<number>()
+  const cases = [
+    follows(1),
+    follows(another.then()),
+    follows(Promise.resolve(1)),
+    follows(follows(Promise.resolve(1))),
+  ]
+  source.fulfill(7)
+  another.fulfill(8)
+  await new Promise(setImmediate)
+  t.deepEqual(
+    cases.map(({ isThrough }) => isThrough),
+    [true, true, false, false],
+  )
+})

@@ -230,9 +230,8 @@ function reported(request: RingRequest, io: BlockRequest, completion: Completion
  * at once. A function of its own, because one that makes a closure keeps its variables on the heap, at each call.
  */
 function reportedLater(request: RingRequest, io: BlockRequest, answer: Answer, idle: BlockRequest[]): Answer {
-  const isFreeAfterwards = answer instanceof Later
   return mapAnswer(answer, (completion) => {
-    if (isFreeAfterwards) idle.push(io)
+    if (answer instanceof Later && answer.isThrough) idle.push(io)
     return reported(request, io, completion)
   })
 }

@@ -1,6 +1,6 @@
 import { EventEmitter } from 'eventemitter3'
 import { filter, interval, map, merge, NEVER, type Observable, pairwise, Subject, tap } from 'rxjs'
-import { HushringError } from '../../errors.ts'
+import { HushringError, messageOf } from '../../errors.ts'
 import type { Device, LogicalUnit, ScsiDevice } from '../../handlers/device.ts'
 import type { Handler } from '../../handlers/handler.ts'
 import { scsiBlock } from '../../handlers/scsi/scsi-block.ts'
@@ -313,7 +313,7 @@ export class TcmuBackstore extends EventEmitter<TcmuEvents> {
       this.#broken ??=
         cause instanceof HushringError
           ? cause
-          : new HushringError('ERR_TCMU_SYSTEM', cause instanceof Error ? cause.message : String(cause), {
+          : new HushringError('ERR_TCMU_SYSTEM', messageOf(cause), {
               cause,
             })
       throw cause
