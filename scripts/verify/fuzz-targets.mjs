@@ -40,7 +40,7 @@ export const fuzzTargets = [
       },
       {
         name: 'a buffer may run over the end of its region',
-        file: 'core/memory.cpp',
+        file: 'core/memory.h',
         right: 'std::min(length_bytes, region.size_bytes - offset)',
         wrong: 'length_bytes',
       },

@@ -84,8 +84,10 @@ class Pair {
       durationMs: 0,
       blockBytes: 4096,
       capacityBytes: CAPACITY_BYTES,
+      segmentCount: 1,
       writePercent: 50,
       verify: true,
+      sequential: false,
       seed,
       stallMs: Number(flags['stall-ms']),
     })
