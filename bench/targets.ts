@@ -99,22 +99,23 @@ function segmentCountOf(sections: Sections, index: number): number {
   return Number.parseInt(rowsOf(sections, 'growth-segments')[index]!.names[0]!, 10)
 }
 
+/** IOPS of the null disk against the peer's. */
+function iopsAt(sections: Sections, load: string, backEnd: string, atLeast: number): Check {
+  return {
+    of: `IOPS at ${load}`,
+    values: againstPeer(sections, 'null', load, backEnd, iops),
+    bound: { atLeast },
+  }
+}
+
 /** All of them, in the order in which they are told. */
 export const TARGETS: readonly Target[] = [
   {
     work: `${NULL}, default policy (adaptive)`,
     peer: 'qemu-storage-daemon null-co',
     measure: (sections) => [
-      {
-        of: 'IOPS at QD32',
-        values: againstPeer(sections, 'null', 'QD32', ADAPTIVE, iops),
-        bound: { atLeast: 3.5 },
-      },
-      {
-        of: 'IOPS at QD128',
-        values: againstPeer(sections, 'null', 'QD128', ADAPTIVE, iops),
-        bound: { atLeast: 4.5 },
-      },
+      iopsAt(sections, 'QD32', ADAPTIVE, 3.5),
+      iopsAt(sections, 'QD128', ADAPTIVE, 4.5),
       ...['QD32', 'QD128'].map((load) => ({
         of: `CPU a request at ${load}`,
         values: againstPeer(sections, 'null', load, ADAPTIVE, cpuMicrosPerRequest),
@@ -126,16 +127,8 @@ export const TARGETS: readonly Target[] = [
     work: 'the same, sleeping policy (immediate)',
     peer: 'the same',
     measure: (sections) => [
-      {
-        of: 'IOPS at QD32',
-        values: againstPeer(sections, 'null', 'QD32', IMMEDIATE, iops),
-        bound: { atLeast: 1.5 },
-      },
-      {
-        of: 'IOPS at QD128',
-        values: againstPeer(sections, 'null', 'QD128', IMMEDIATE, iops),
-        bound: { atLeast: 2.7 },
-      },
+      iopsAt(sections, 'QD32', IMMEDIATE, 1.5),
+      iopsAt(sections, 'QD128', IMMEDIATE, 2.7),
     ],
   },
   {

@@ -12,14 +12,13 @@
 #include "addon/errors.h"
 #include "addon/latency_rows.h"
 #include "addon/option_reader.h"
+#include "addon/raw_arguments.h"
 #include "addon/thread_handle.h"
 #include "os/driver_thread.h"
 
 namespace hushring {
 
 namespace {
-
-constexpr std::int64_t kSafeIntegerMax = (std::int64_t{1} << 53) - 1;
 
 Suppression read_suppression(OptionReader& reader) {
   const bool event_idx = reader.boolean("eventIdx");

@@ -9,6 +9,7 @@
 #include "addon/bindings.h"
 #include "addon/errors.h"
 #include "addon/option_reader.h"
+#include "addon/raw_arguments.h"
 #include "addon/thread_handle.h"
 #include "os/litmus.h"
 
@@ -20,7 +21,6 @@ os::LitmusOptions read_options(OptionReader& reader) {
   const auto u64 = [&](const char* name, std::int64_t max) {
     return static_cast<std::uint64_t>(reader.integer(name, 0, max));
   };
-  constexpr std::int64_t kSafeIntegerMax = (std::int64_t{1} << 53) - 1;
   const os::LitmusOptions options{
       .whole_ring = reader.boolean("wholeRing"),
       .step = static_cast<os::LitmusStep>(reader.integer("step", 0, os::kLitmusStepMax)),

@@ -15,6 +15,7 @@
 #include "addon/bound_functions.h"
 #include "addon/errors.h"
 #include "addon/option_reader.h"
+#include "addon/raw_arguments.h"
 #include "addon/region_binding.h"
 #include "core/ordering.h"
 #include "core/split.h"
@@ -109,7 +110,7 @@ std::optional<RingInflight> read_inflight(Napi::Env env, const Napi::Value& valu
   if (value.IsUndefined()) return RingInflight{};
   OptionReader reader(value);
   std::shared_ptr<os::MappedRegion> mapping = region_from(reader.value("region"));
-  const std::int64_t offset_bytes = reader.integer("offsetBytes", 0, (std::int64_t{1} << 53) - 1);
+  const std::int64_t offset_bytes = reader.integer("offsetBytes", 0, kSafeIntegerMax);
   const std::int64_t entry_count = reader.integer("entryCount", 1, kSplitQueueSizeMax);
   if (reader.failed()) return std::nullopt;
   if (mapping == nullptr) {

@@ -3,6 +3,7 @@
 // Ownership: a region's mapping is shared by its JavaScript object, by each of its windows (external ArrayBuffers)
 // and by the queues that run on it. Each lets go exactly once, in whatever order close(), the garbage collector and
 // the end of the environment come; the last one unmaps. So memory that a live ArrayBuffer shows is always mapped.
+#include "addon/raw_arguments.h"
 #include "addon/region_binding.h"
 
 #include <algorithm>
@@ -19,8 +20,6 @@
 
 namespace hushring {
 namespace {
-
-constexpr std::int64_t kSafeIntegerMax = (std::int64_t{1} << 53) - 1;  // Number.MAX_SAFE_INTEGER
 
 constexpr napi_type_tag kRegionTag{0x6f0c5a0a2cb14d5e, 0x9f6f7b8f1f6f9c33};
 

@@ -12,13 +12,12 @@
 #include "addon/bound_functions.h"
 #include "addon/errors.h"
 #include "addon/option_reader.h"
+#include "addon/raw_arguments.h"
 #include "addon/tcmu_port_binding.h"
 #include "os/tcmu_server.h"
 
 namespace hushring {
 namespace {
-
-constexpr std::int64_t kSafeIntegerMax = (std::int64_t{1} << 53) - 1;  // Number.MAX_SAFE_INTEGER
 
 // The tables in one ArrayBuffer of JavaScript's, which stays where it is while it is referenced here. Nobody but
 // src/ring/tcmu-queue.ts sees the buffer, and that never transfers it.

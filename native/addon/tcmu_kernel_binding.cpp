@@ -20,6 +20,7 @@
 #include "addon/latency_rows.h"
 #include "addon/option_reader.h"
 #include "addon/owned_fds.h"
+#include "addon/raw_arguments.h"
 #include "addon/tcmu_port_binding.h"
 #include "os/tcmu_simulator.h"
 
@@ -28,7 +29,6 @@ namespace {
 
 using os::TcmuSimulator;
 
-constexpr std::int64_t kSafeIntegerMax = (std::int64_t{1} << 53) - 1;
 constexpr std::int64_t kUint32Max = std::numeric_limits<std::uint32_t>::max();
 
 // The JavaScript object's share; open ports have theirs.

@@ -1,5 +1,6 @@
 import { firstValueFrom, from, isObservable, mergeMap, type Observable, of, take } from 'rxjs'
 import { HushringError, messageOf } from '../errors.ts'
+import { isThenable } from '../ring/later.ts'
 import {
   type Completion,
   type FailedCompletion,
@@ -180,6 +181,11 @@ function checkedCompletion(_io: Request, value: unknown): Completion {
 /** What a thrown error means for a request: the medium failed, or the handler has a mistake. */
 function failureOf(io: Request, cause: unknown): FailedCompletion {
   if (isOfStore(cause)) return io.fail(cause)
+  return handlerThrew(io, cause)
+}
+
+/** What a mistake of a handler means for its request, whatever it threw. */
+export function handlerThrew(io: Request, cause: unknown): FailedCompletion {
   return io.fail(new HushringError('ERR_HANDLER_THREW', `the handler threw: ${messageOf(cause)}`, { cause }))
 }
 
@@ -194,5 +200,5 @@ function isOfStore(cause: unknown): boolean {
 
 /** True for anything with a `then` method. */
 export function isPromiseLike(value: unknown): value is PromiseLike<Completion> {
-  return typeof (value as { then?: unknown } | null | undefined)?.then === 'function'
+  return isThenable(value)
 }

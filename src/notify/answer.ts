@@ -6,7 +6,7 @@ import {
   type Subscriber,
   type Subscription,
 } from 'rxjs'
-import { HushringError, messageOf } from '../errors.ts'
+import { HushringError } from '../errors.ts'
 import {
   CompletionPromise,
   isOwnPromise,
@@ -14,7 +14,7 @@ import {
   type SettleListener,
 } from '../handlers/completion-promise.ts'
 import { CompletionObservable, type FirstValueObserver, subscribeToFirst } from '../handlers/first-value.ts'
-import { type Answer, type Handler, isPromiseLike } from '../handlers/handler.ts'
+import { type Answer, type Handler, handlerThrew, isPromiseLike } from '../handlers/handler.ts'
 import { afterBatch, enterBatchScope, leaveBatchScope } from '../ring/batch-scope.ts'
 import { Later, type LaterListener } from '../ring/later.ts'
 import type { Batch } from '../ring/queue.ts'
@@ -106,7 +106,6 @@ class Answering<Io extends RingRequest> {
     options: AnswerOptions<Io>,
     subscriber: Subscriber<number>,
   ) {
-    const { progress = { underWay: false } } = options
     this.#recorder = recorder
     this.#handler = handler
     this.#subscriber = subscriber
@@ -114,7 +113,7 @@ class Answering<Io extends RingRequest> {
     this.#scheduler = options.scheduler ?? turnScheduler
     this.#onFailure = options.onFailure
     this.#onLateAnswer = options.onLateAnswer
-    this.#progress = progress
+    this.#progress = options.progress ?? { underWay: false }
   }
 
   answerBatch(batch: Batch<Io>): void {
@@ -248,11 +247,6 @@ function callHandler<Io extends RingRequest>(handler: Handler<Io>, request: Io):
   } catch (error) {
     return handlerThrew(request, error)
   }
-}
-
-function handlerThrew(request: RingRequest, cause: unknown): Completion {
-  const message = `the handler threw: ${messageOf(cause)}`
-  return request.fail(new HushringError('ERR_HANDLER_THREW', message, { cause }))
 }
 
 function checkedCompletion(request: RingRequest, value: unknown): Completion {

@@ -141,6 +141,7 @@ function bothOf<Value>(first: LaterListener<Value>, second: LaterListener<Value>
   }
 }
 
-function isThenable<Value>(value: Value | PromiseLike<Value>): value is PromiseLike<Value> {
+/** True for anything with a `then` method. Throws what reading it throws. */
+export function isThenable<Value>(value: Value | PromiseLike<Value>): value is PromiseLike<Value> {
   return typeof (value as { then?: unknown } | null | undefined)?.then === 'function'
 }

@@ -150,7 +150,8 @@ export class TcmuQueue {
    * `ERR_TCMU_REMOVED` or `ERR_TCMU_DATA` when the device or a part of its memory is gone; then the queue stays stopped.
    */
   start(): void {
-    this.#throwIfBroken(-this.#native.start())
+    const fault = this.#native.start()
+    if (fault !== 0) throw ringError(fault, undefined)
     this.#mailboxFlags = this.#native.inspect().flags
     this.#order = (this.#mailboxFlags & TcmuMailboxFlag.outOfOrder) === 0 ? new AnswerOrder() : undefined
     this.#running = true
