@@ -370,7 +370,17 @@ export interface NativeQueue {
 }
 
 /** Layout of one row of {@link NativeQueue.requests}. */
-export const RequestRow = { head: 0, firstSegment: 1, readableCount: 2, writableCount: 3, words: 4 } as const
+export const RequestRow = {
+  head: 0,
+  firstSegment: 1,
+  readableCount: 2,
+  writableCount: 3,
+  /** Without the header. */
+  readableBytes: 4,
+  /** Without the status byte. */
+  writableBytes: 5,
+  words: 6,
+} as const
 /** Layout of one row of {@link NativeQueue.segments}: readable segments of a request come before writable ones. */
 export const SegmentRow = { window: 0, offsetBytes: 1, lengthBytes: 2, words: 3 } as const
 /** Layout of one row of {@link NativeQueue.completions}. `status` is written only with a status byte. */

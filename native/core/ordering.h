@@ -164,14 +164,14 @@ struct HardwareOrdering {
   // validated in the copy stays valid. The source may have any alignment.
   static void copy_relaxed(std::byte* target, const std::byte* source, std::size_t length_bytes) noexcept {
     constexpr std::size_t kWordBytes = sizeof(std::uint64_t);
-    while (length_bytes >= kWordBytes && reinterpret_cast<std::uintptr_t>(source) % kWordBytes == 0) {
-      const std::uint64_t word = load_relaxed(reinterpret_cast<const std::uint64_t*>(source));
-      std::memcpy(target, &word, kWordBytes);
-      target += kWordBytes;
-      source += kWordBytes;
-      length_bytes -= kWordBytes;
+    std::size_t copied = 0;
+    if (reinterpret_cast<std::uintptr_t>(source) % kWordBytes == 0) {
+      for (; copied + kWordBytes <= length_bytes; copied += kWordBytes) {
+        const std::uint64_t word = load_relaxed(reinterpret_cast<const std::uint64_t*>(source + copied));
+        std::memcpy(target + copied, &word, kWordBytes);
+      }
     }
-    for (; length_bytes > 0; --length_bytes) *target++ = load_relaxed(source++);
+    for (; copied < length_bytes; ++copied) target[copied] = load_relaxed(source + copied);
   }
   // The opposite way: writes bytes that the other side may be reading, each byte once. The target may have any
   // alignment.

@@ -29,6 +29,8 @@ struct RequestRow {
   std::uint32_t first_segment;
   std::uint32_t readable_count;
   std::uint32_t writable_count;
+  std::uint32_t readable_bytes;  // without the header
+  std::uint32_t writable_bytes;  // without the status byte
 };
 
 // An answer (CompletionRow). Only the low byte of `status` counts, and only with a status byte.
@@ -230,7 +232,8 @@ class SplitDevice {
       }
       own(head, chain.status, chain.writable_bytes);
       const std::uint32_t first = segment + chain.first_segment;
-      tables_.requests[taken++] = {head, first, chain.readable_count, chain.writable_count};
+      tables_.requests[taken++] = {head,           first, chain.readable_count, chain.writable_count, chain.readable_bytes,
+                                   chain.writable_bytes};
       segment = first + chain.readable_count + chain.writable_count;
     }
     tables_.counters->requests += taken;

@@ -147,7 +147,7 @@ async function buildProgram(name, folder, bug) {
     ...['-std=c++20', '-O2', '-g', '-w', '-fno-sanitize-recover=all', '-fno-sanitize=vptr'],
     '-fsanitize=fuzzer,address,undefined',
     `-I${sources}`,
-    ...[`fuzz/${name}.cpp`, 'core/memory.cpp', 'core/chain.cpp'].map((file) => join(sources, file)),
+    ...[`fuzz/${name}.cpp`, 'core/memory.cpp'].map((file) => join(sources, file)),
     ...['-o', program],
   ])
   return [program]
