@@ -113,9 +113,9 @@ export function answerOf<Io extends Request, Value>(
 ): Answer {
   try {
     const answer = call(io)
+    // What a store mostly answers with: none of the other looks finds anything in it.
+    if (answer === undefined || typeof answer === 'number') return completionOf(io, answer)
     if (isCompletion(answer)) return answer
-    // What a store mostly answers with: neither of the other looks finds anything in it.
-    if (typeof answer === 'number' || answer === undefined) return completionOf(io, answer)
     return laterAnswerOf(io, answer, completionOf)
   } catch (cause) {
     return failureOf(io, cause)

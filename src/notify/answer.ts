@@ -18,7 +18,7 @@ import { type Answer, type Handler, handlerThrew, isPromiseLike } from '../handl
 import { afterBatch, enterBatchScope, leaveBatchScope } from '../ring/batch-scope.ts'
 import { Later, type LaterListener } from '../ring/later.ts'
 import type { Batch } from '../ring/queue.ts'
-import { type Completion, isCompletion, type RingRequest } from '../ring/request.ts'
+import { type Completion, isCompletion, isWholeOk, type RingRequest } from '../ring/request.ts'
 import type { DrainProgress } from './drain.ts'
 import { turnScheduler } from './schedulers.ts'
 
@@ -129,11 +129,11 @@ class Answering<Io extends RingRequest> {
       this.#isAnswering = false
     }
     if (this.#subscriber.closed) return
-    this.#armDeadline()
+    if (this.#inFlight.size > 0) this.#armDeadline()
     readyCount += this.#laterCount
     this.#laterCount = 0
     if (readyCount > 0) this.#subscriber.next(readyCount)
-    this.#completeIfThrough()
+    if (this.#sourceCompleted) this.#completeIfThrough()
   }
 
   /** Has one request answered; true if its completion was recorded at once. */
@@ -142,7 +142,7 @@ class Answering<Io extends RingRequest> {
     if (!isCompletion(answered)) return this.#wait(request, answered)
     // The handler reset its own queue: the ring that waits for this answer is forgotten.
     if (this.#subscriber.closed) return false
-    this.#recordAtOnce(request, checkedCompletion(request, answered))
+    this.#recordAtOnce(request, isWholeOk(answered) ? answered : checkedCompletion(request, answered))
     return true
   }
 
@@ -172,7 +172,7 @@ class Answering<Io extends RingRequest> {
 
   #record(request: Io, completion: Completion): void {
     this.#recorder.record(request, completion)
-    if (completion.result === 'failed') this.#onFailure?.(request, completion.error)
+    if (!isWholeOk(completion) && completion.result === 'failed') this.#onFailure?.(request, completion.error)
   }
 
   readonly #settle: Settle<Io> = (late, completion) => {

@@ -51,6 +51,8 @@ export interface DrainOptions {
   readonly scheduler?: SchedulerLike
   /** Default: one that nobody looks at. */
   readonly progress?: DrainProgress
+  /** Called before each batch goes out: a `tap`, without another operator for each batch to pass. */
+  readonly onTaken?: () => void
 }
 
 /**
@@ -89,6 +91,7 @@ export function drain<Io extends RingRequest>(
     budgetCountMax,
     scheduler = turnScheduler,
     progress = { underWay: false },
+    onTaken = () => {},
   } = options
   return (wakes) =>
     new Observable((subscriber) => {
@@ -129,7 +132,10 @@ export function drain<Io extends RingRequest>(
           const batch = queue.take(Math.min(budget, creditCount()))
           // A look that finds only malformed chains costs too, or a driver that offers nothing else holds the loop.
           budget -= Math.max(1, batch.count)
-          if (batch.count > 0) subscriber.next(batch)
+          if (batch.count > 0) {
+            onTaken()
+            subscriber.next(batch)
+          }
           if (subscriber.closed || sourceCompleted || queue.armed) return false
           if (progress.promised && batchesUntilTry-- <= 0) return true
           // Nobody downstream published, so nobody re-armed. Without credits a kick would be of no use yet.

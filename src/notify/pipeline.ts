@@ -65,8 +65,7 @@ export function serveQueue<Io extends RingRequest>(
     const progress: DrainProgress = { underWay: false }
     const busyPoll = new BusyPoll(options.pollMicrosMax ?? 0)
     return withWaker(merge(kicks, start), unarmed).pipe(
-      drain(queue, { ...options, progress }),
-      tap(() => busyPoll.taken()),
+      drain(queue, { ...options, progress, onTaken: () => busyPoll.taken() }),
       answer(queue, handler, { ...options, progress, timeoutMs: options.requestTimeoutMs }),
       gather({
         policy: options.suppression,
@@ -77,11 +76,11 @@ export function serveQueue<Io extends RingRequest>(
       map(() => {
         const published = queue.publish(busyPoll.nanos(), progress.underWay)
         busyPoll.learn(published, queue.armed)
+        // Not armed means that the driver owes no kick for what is visible now, or that credits came back:
+        // somebody has to look, and drain is the one who looks, unless it is about to look anyhow.
+        if (!queue.armed && !progress.underWay) unarmed.next(creditsReturned)
         return published
       }),
-      // Not armed means that the driver owes no kick for what is visible now, or that credits came back:
-      // somebody has to look, and drain is the one who looks, unless it is about to look anyhow.
-      tap(() => queue.armed || progress.underWay || unarmed.next(creditsReturned)),
     )
   })
 }

@@ -19,13 +19,15 @@ export function enterBatchScope(): void {
  * all of {@link afterBatch}.
  */
 export function leaveBatchScope(): void {
-  if (depth === 1 && atEnd.length > 0) {
-    // What runs here may put off more. By index, and one array for all batches.
-    for (let index = 0; index < atEnd.length; index++) atEnd[index]!()
-    atEnd.length = 0
-  }
+  if (depth > 1 || (atEnd.length === 0 && afterEnd.length === 0)) depth--
+  else endOutermost()
+}
+
+function endOutermost(): void {
+  // What runs here may put off more. By index, and one array for all batches.
+  for (let index = 0; index < atEnd.length; index++) atEnd[index]!()
+  atEnd.length = 0
   depth--
-  if (depth > 0 || afterEnd.length === 0) return
   for (const publish of afterEnd.splice(0)) publish()
 }
 

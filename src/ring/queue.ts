@@ -7,11 +7,10 @@ import {
   native,
   QueueCounter,
   RequestRow,
-  SegmentRow,
 } from '../native.ts'
 import { DeferredCopies } from './deferred-copies.ts'
 import type { DriverMemory } from './memory.ts'
-import { type Completion, type Pinnable, RingRequest } from './request.ts'
+import { type Completion, isWholeOk, type Pinnable, RingRequest } from './request.ts'
 import { ringError } from './ring-break.ts'
 import { SegmentList } from './segments.ts'
 
@@ -44,6 +43,31 @@ const BATCH_COUNT_MAX = 8
 const LARGE_BATCH_COUNT_MAX = 4
 /** From so many bytes of data on, as the mean of a batch, the requests of the next batch are taken to be large. */
 const LARGE_BYTES = 64 * 1024
+
+// V8 looks a name of another module up again at each use, and a constant of this one never.
+const {
+  head: HEAD,
+  firstSegment: FIRST_SEGMENT,
+  readableCount: READABLE_COUNT,
+  writableCount: WRITABLE_COUNT,
+  readableBytes: READABLE_BYTES,
+  writableBytes: WRITABLE_BYTES,
+  words: REQUEST_WORDS,
+} = RequestRow
+const {
+  head: ANSWERED_HEAD,
+  bytesWritten: BYTES_WRITTEN,
+  status: STATUS,
+  words: COMPLETION_WORDS,
+} = CompletionRow
+const {
+  signalled: SIGNALLED,
+  polled: POLLED,
+  waited: WAITED,
+  undecided: UNDECIDED,
+  armed: ARMED,
+  more: MORE,
+} = CompleteBits
 
 /** Of all queues: several may serve the same disk. */
 const copies = new DeferredCopies(native.createCopies())
@@ -112,6 +136,15 @@ function countSize(histogram: Float64Array, size: number): void {
   if (size > 0) histogram[31 - Math.clz32(size)]!++
 }
 
+function bytesWrittenOf(completion: Completion): number {
+  return completion.result === 'ok' ? completion.bytesWritten! : 0
+}
+
+function statusOf({ result }: Completion): number {
+  if (result === 'ok') return 0
+  return result === 'failed' ? 1 : 2
+}
+
 /**
  * The device's half of one split virtqueue. It crosses into native code twice a batch: {@link take} and
  * {@link publish}; every index, flag and barrier is native.
@@ -141,6 +174,7 @@ export class VirtQueue {
   /** Objects that may be used and have no place in {@link #batch}. */
   readonly #spare: RingRequest[] = []
   readonly #headerBytes: number
+  readonly #headerWords: number
   /** Most requests of the next batch. */
   #nextCountMax: number
   #recordedCount = 0
@@ -161,6 +195,7 @@ export class VirtQueue {
     this.batchCountMax = Math.min(options.batchCountMax ?? BATCH_COUNT_MAX, options.sizeMax)
     this.#nextCountMax = this.batchCountMax
     this.#headerBytes = options.headerBytes
+    this.#headerWords = Math.ceil(options.headerBytes / 4)
     this.#native = native.createSplitQueue({
       sizeMax: options.sizeMax,
       headerBytes: options.headerBytes,
@@ -245,68 +280,73 @@ export class VirtQueue {
    */
   take(countMax: number): Batch {
     const batch = this.#batch
+    if (this.inFlightCount > 0) this.#keepInFlight(batch)
     const count = this.#throwIfBroken(this.#native.take(Math.min(countMax, this.#nextCountMax)))
     this.armed = false
     this.more = false
     batch.count = count
+    if (count === 0) return batch
     countSize(this.#batchSizes, count)
+    const dataBytes = this.#fill(batch, count, this.#memory!)
+    const areLarge = dataBytes >= LARGE_BYTES * count
+    this.#nextCountMax = areLarge ? Math.min(this.batchCountMax, LARGE_BATCH_COUNT_MAX) : this.batchCountMax
+    this.inFlightCount += count
+    this.#memory!.pin(count)
+    this.#pinCount += count
+    return batch
+  }
+
+  /** Those of the last batch that are not answered lie in tables that the next one is written to. */
+  #keepInFlight(batch: Batch): void {
+    for (let row = 0; row < batch.count; row++) {
+      const request = batch.requests[row]!
+      if (!request.isIdle) request.keep()
+    }
+  }
+
+  /** Makes objects stand for the requests in the first rows of the tables. Returns the bytes of their data. */
+  #fill(batch: Batch, count: number, memory: DriverMemory): number {
+    const { windows } = memory
+    const rows = this.#requests
+    const segments = this.#segments
+    const headers = this.#headers
+    const headerWords = this.#headerWords
     let dataBytes = 0
     for (let row = 0; row < count; row++) {
       let request = batch.requests[row]
       // One that is not answered, or that somebody may still hold: its place gets another object.
-      if (request?.isIdle !== true) {
-        if (request !== undefined) request.isDisplaced = true
-        request = this.#spare.pop() ?? this.#newRequest()
-        batch.requests[row] = request
-      }
-      dataBytes += this.#fill(request, row)
+      if (request?.isIdle !== true) request = this.#replace(batch, row)
+      const base = row * REQUEST_WORDS
+      const firstSegment = rows[base + FIRST_SEGMENT]!
+      const readableCount = rows[base + READABLE_COUNT]!
+      const readableBytes = rows[base + READABLE_BYTES]!
+      const writableBytes = rows[base + WRITABLE_BYTES]!
+      request.begin(rows[base + HEAD]!, memory, headers, row * headerWords)
+      request.readable.point(windows, segments, firstSegment, readableCount, readableBytes)
+      request.writable.point(
+        windows,
+        segments,
+        firstSegment + readableCount,
+        rows[base + WRITABLE_COUNT]!,
+        writableBytes,
+      )
+      dataBytes += readableBytes + writableBytes
     }
-    if (count > 0) {
-      const areLarge = dataBytes >= LARGE_BYTES * count
-      this.#nextCountMax = areLarge ? Math.min(this.batchCountMax, LARGE_BATCH_COUNT_MAX) : this.batchCountMax
-    }
-    this.inFlightCount += count
-    this.#memory?.pin(count)
-    this.#pinCount += count
-    return batch
+    return dataBytes
+  }
+
+  #replace(batch: Batch, row: number): RingRequest {
+    const displaced = batch.requests[row]
+    if (displaced !== undefined) displaced.isDisplaced = true
+    const request = this.#spare.pop() ?? this.#newRequest()
+    batch.requests[row] = request
+    return request
   }
 
   #newRequest(): RingRequest {
     const request = new RingRequest(this.#headerBytes, newList)
     request.queueIndex = this.index
     return request
-  }
-
-  /** Makes an object stand for the request in a row of the tables. Returns the bytes of its data. */
-  #fill(request: RingRequest, row: number): number {
-    const requests = this.#requests
-    const segments = this.#segments
-    const headers = this.#headers
-    const memory = this.#memory!
-    const base = row * RequestRow.words
-    request.isIdle = false
-    request.head = requests[base + RequestRow.head]!
-    request.memory = memory
-    const { headerWords, readable, writable } = request
-    const headerBase = row * headerWords.length
-    for (let word = 0; word < headerWords.length; word++) headerWords[word] = headers[headerBase + word]!
-    const { windows } = memory
-    const first = requests[base + RequestRow.firstSegment]!
-    const writableFrom = first + requests[base + RequestRow.readableCount]!
-    const end = writableFrom + requests[base + RequestRow.writableCount]!
-    let dataBytes = 0
-    for (let segment = first; segment < end; segment++) {
-      const at = segment * SegmentRow.words
-      const lengthBytes = segments[at + SegmentRow.lengthBytes]!
-      const list = segment < writableFrom ? readable : writable
-      list.append(
-        windows[segments[at + SegmentRow.window]!]!,
-        segments[at + SegmentRow.offsetBytes]!,
-        lengthBytes,
-      )
-      dataBytes += lengthBytes
-    }
-    return dataBytes
   }
 
   /**
@@ -317,15 +357,15 @@ export class VirtQueue {
     // A ring that was stopped has forgotten its requests; their heads may stand for others by now.
     if (this.#memory === undefined) return
     const completions = this.#completions
-    const base = this.#recordedCount++ * CompletionRow.words
+    const base = this.#recordedCount++ * COMPLETION_WORDS
     if (request.memory !== this.#memory) this.#recordedOlder.push(request.memory!)
-    completions[base + CompletionRow.head] = request.head
-    if (completion.result === 'ok') {
-      completions[base + CompletionRow.bytesWritten] = completion.bytesWritten ?? request.writable.byteLength
-      completions[base + CompletionRow.status] = 0
+    completions[base + ANSWERED_HEAD] = request.head
+    if (isWholeOk(completion)) {
+      completions[base + BYTES_WRITTEN] = request.writable.byteLength
+      completions[base + STATUS] = 0
     } else {
-      completions[base + CompletionRow.bytesWritten] = 0
-      completions[base + CompletionRow.status] = completion.result === 'failed' ? 1 : 2
+      completions[base + BYTES_WRITTEN] = bytesWrittenOf(completion)
+      completions[base + STATUS] = statusOf(completion)
     }
   }
 
@@ -358,9 +398,9 @@ export class VirtQueue {
     this.inFlightCount -= count
     this.#unpinPublished(count)
     this.#published.count = count
-    this.#published.signalled = (bits & CompleteBits.signalled) !== 0
-    this.#published.polled = (bits & CompleteBits.polled) !== 0
-    this.#published.waited = (bits & CompleteBits.waited) !== 0
+    this.#published.signalled = (bits & SIGNALLED) !== 0
+    this.#published.polled = (bits & POLLED) !== 0
+    this.#published.waited = (bits & WAITED) !== 0
     return this.#published
   }
 
@@ -381,9 +421,9 @@ export class VirtQueue {
 
   #complete(count: number, pollNanosMax: number, mayDefer: boolean): number {
     const bits = this.#throwIfBroken(this.#native.complete(count, pollNanosMax, mayDefer))
-    this.#undecided = (bits & CompleteBits.undecided) !== 0
-    this.armed = (bits & CompleteBits.armed) !== 0
-    this.more = (bits & CompleteBits.more) !== 0
+    this.#undecided = (bits & UNDECIDED) !== 0
+    this.armed = (bits & ARMED) !== 0
+    this.more = (bits & MORE) !== 0
     return bits
   }
 

@@ -48,6 +48,11 @@ export function isCompletion(value: unknown): value is Completion {
   )
 }
 
+/** True for the answer "done, all of it", which nearly all answers are: there is nothing in it to check. */
+export function isWholeOk(value: unknown): value is OkCompletion {
+  return value === OK_ALL
+}
+
 const OK_ALL: OkCompletion = made({ result: 'ok' as const, bytesWritten: undefined })
 const UNSUPPORTED: UnsupportedCompletion = made({ result: 'unsupported' as const })
 
@@ -139,20 +144,25 @@ export class RingRequest extends Request {
   /** Descriptor index that names the chain; goes back to the driver with the answer. */
   head = 0
   /** Whether the object may stand for another request. */
-  isIdle = true
+  isIdle = false
   /** Whether another object has its place in the batch, because it was still in flight when that was filled. */
   isDisplaced = false
-  /**
-   * The first bytes of the device-readable part, copied once when the request was taken, as little-endian words
-   * of 32 bits. As many bytes as the device's framing asks for. The driver can no longer change them.
-   */
-  readonly headerWords: Uint32Array
+  /** Where the header is: with the ring that the request was taken from, until {@link keep}, or {@link #ownHeader}. */
+  #headers: Uint32Array
+  /** Index of the first word of the header. */
+  #headerAt = 0
+  readonly #ownHeader: Uint32Array
   /** Device-readable data after the header. */
   readonly readable: SegmentList
   /** Device-writable data before the status byte. */
   readonly writable: SegmentList
-  /** The memory that the segments lie in. */
+  /** The memory that the segments lie in, or lay in if the request is answered. */
   memory: Pinnable | undefined
+  /**
+   * What a device made of this request for its own use, such as a {@link BlockRequest}. It stands for as long as the request
+   * does, and is there again when the object stands for another one.
+   */
+  companion: Request | undefined
 
   /**
    * @param headerBytes bytes copied out of the front of each request (see the device's framing)
@@ -160,9 +170,25 @@ export class RingRequest extends Request {
    */
   constructor(headerBytes: number, newList: () => SegmentList = () => new SegmentList()) {
     super()
-    this.headerWords = new Uint32Array(Math.ceil(headerBytes / 4))
+    this.#ownHeader = new Uint32Array(Math.ceil(headerBytes / 4))
+    this.#headers = this.#ownHeader
     this.readable = newList()
     this.writable = newList()
+  }
+
+  /**
+   * The first bytes of the device-readable part, copied once when the request was taken, as little-endian words
+   * of 32 bits. As many bytes as the device's framing asks for. The driver can no longer change them. Borrowed like the
+   * segments.
+   */
+  get headerWords(): Uint32Array {
+    if (this.#headers !== this.#ownHeader) this.#keepHeader()
+    return this.#ownHeader
+  }
+
+  /** One of {@link headerWords}, at less cost. */
+  headerWord(index: number): number {
+    return this.#headers[this.#headerAt + index]!
   }
 
   /** The header as bytes. Borrowed like the segments. */
@@ -170,9 +196,37 @@ export class RingRequest extends Request {
     return new Uint8Array(this.headerWords.buffer)
   }
 
+  #keepHeader(): void {
+    const ownHeader = this.#ownHeader
+    for (let word = 0; word < ownHeader.length; word++) ownHeader[word] = this.headerWord(word)
+    this.#headers = ownHeader
+    this.#headerAt = 0
+  }
+
+  /**
+   * Makes the object stand for a request. Called by a ring only, which lends its tables until {@link recycle} or {@link keep}.
+   *
+   * @param headers holds the words of the header from `headerAt` on
+   */
+  begin(head: number, memory: Pinnable, headers: Uint32Array, headerAt: number): void {
+    this.isIdle = false
+    this.head = head
+    // Mostly the same as before, and the store of an object costs its barrier.
+    if (this.memory !== memory) this.memory = memory
+    if (this.#headers !== headers) this.#headers = headers
+    this.#headerAt = headerAt
+  }
+
+  /** Called by a ring before it writes the next requests to its tables: this one is still in flight. */
+  keep(): void {
+    if (this.#headers !== this.#ownHeader) this.#keepHeader()
+    this.readable.keep()
+    this.writable.keep()
+  }
+
   override hold(): () => void {
     const memory = this.memory
-    if (memory === undefined) return () => {}
+    if (memory === undefined || this.isIdle) return () => {}
     memory.pin()
     let held = true
     return () => {
@@ -186,7 +240,6 @@ export class RingRequest extends Request {
     this.forgetSignal()
     this.readable.clear()
     this.writable.clear()
-    this.memory = undefined
     this.isIdle = true
   }
 }

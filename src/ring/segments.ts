@@ -1,3 +1,4 @@
+import { SegmentRow } from '../native.ts'
 import type { DeferredCopies } from './deferred-copies.ts'
 import type { StoreMemory } from './store-memory.ts'
 
@@ -37,12 +38,15 @@ export let visitPieces: (
   visit: (buffer: Buffer, offsetBytes: number, lengthBytes: number) => void,
 ) => void
 
-/**
- * Of every list that never had a piece, and never written: a request that is answered later is not used again, most have one
- * piece, and an array that grows by assignment gets room for 17.
- */
-const NO_BUFFERS: Buffer[] = []
-const NO_NUMBERS: number[] = []
+// V8 looks a name of another module up again at each use, and a constant of this one never: each piece is read by these.
+const { offsetBytes: OFFSET, lengthBytes: LENGTH, words: WORDS } = SegmentRow
+
+/** Of every list that never had a piece, and never written. */
+const NO_WINDOWS: readonly Buffer[] = []
+const NO_ROWS = new Uint32Array(0)
+
+/** Longest piece of a list that is made here, and a window of driver memory: offset and length must fit into a row. */
+const PIECE_BYTES_MAX = 2 ** 30
 
 /**
  * The bytes of one request: an ordered list of pieces of memory shared with the driver.
@@ -54,9 +58,13 @@ const NO_NUMBERS: number[] = []
 export class SegmentList {
   #count = 0
   #byteLength = 0
-  #buffers: Buffer[] = NO_BUFFERS
-  #offsetsBytes: number[] = NO_NUMBERS
-  #lengthsBytes: number[] = NO_NUMBERS
+  /** What the rows name by their index. */
+  #windows: readonly Buffer[] = NO_WINDOWS
+  /** Layout {@link SegmentRow}: of the ring that the list was taken from, until {@link keep}, or {@link #ownRows}. */
+  #rows: Uint32Array = NO_ROWS
+  /** Index of the first word of the first row. */
+  #at = 0
+  #ownRows: Uint32Array = NO_ROWS
   #views: Uint8Array[] | undefined
   /** Makes the views; another list for a part of that list. */
   #viewer: SegmentList = this
@@ -78,11 +86,11 @@ export class SegmentList {
       list.#settle()
       let doneBytes = 0
       for (let index = 0; index < list.count; index++) {
-        const lengthBytes = list.#lengthsBytes[index]!
+        const lengthBytes = list.#lengthAt(index)
         const countBytes = transfer(
           fd,
-          list.#buffers[index]!,
-          list.#offsetsBytes[index]!,
+          list.#windowAt(index),
+          list.#offsetAt(index),
           lengthBytes,
           fileOffsetBytes + doneBytes,
           mayWait,
@@ -97,7 +105,7 @@ export class SegmentList {
     visitPieces = (list, visit) => {
       list.#expose()
       for (let index = 0; index < list.count; index++) {
-        visit(list.#buffers[index]!, list.#offsetsBytes[index]!, list.#lengthsBytes[index]!)
+        visit(list.#windowAt(index), list.#offsetAt(index), list.#lengthAt(index))
       }
     }
   }
@@ -109,6 +117,18 @@ export class SegmentList {
       list.append(Buffer.from(piece.buffer, piece.byteOffset, piece.byteLength), 0, piece.byteLength)
     }
     return list
+  }
+
+  #windowAt(index: number): Buffer {
+    return this.#windows[this.#rows[this.#at + index * WORDS]!]!
+  }
+
+  #offsetAt(index: number): number {
+    return this.#rows[this.#at + index * WORDS + OFFSET]!
+  }
+
+  #lengthAt(index: number): number {
+    return this.#rows[this.#at + index * WORDS + LENGTH]!
   }
 
   /** Number of pieces. */
@@ -132,39 +152,99 @@ export class SegmentList {
   }
 
   /**
-   * Forgets all pieces, and ends its parts (see {@link first}). The arrays are kept, so that a pooled request allocates
-   * nothing when it is reused.
+   * Forgets all pieces, and ends its parts (see {@link first}). What holds the pieces is kept, so that a pooled request
+   * allocates nothing when it is reused.
    */
   clear(): void {
     this.#count = 0
     this.#byteLength = 0
+    this.#lifeCount++
+    if (this.#exposed || this.#viewer !== this) this.#endExposure()
+  }
+
+  /** Apart from its caller, so that V8 compiles that into wherever it is called. */
+  #endExposure(): void {
     this.#views = undefined
     this.#exposed = false
-    if (this.#viewer !== this) this.#viewer = this
-    this.#lifeCount++
+    this.#viewer = this
   }
 
   /**
-   * Adds a piece at the end. Only the ring and tests call this.
+   * Makes this empty list that of some rows. Only a ring calls this, for each request: rows and windows are borrowed from it
+   * until the list is cleared or {@link keep} is called, and nothing is copied.
+   *
+   * @param windows what the rows name by their index; borrowed until the list is cleared
+   * @param rows of layout {@link SegmentRow}, none of 0 bytes
+   * @param firstRow index of the first one in `rows`
+   * @param byteLength sum of their lengths
+   */
+  point(
+    windows: readonly Buffer[],
+    rows: Uint32Array,
+    firstRow: number,
+    count: number,
+    byteLength: number,
+  ): void {
+    // A list that is used again mostly has the same there, and the store of an object costs its barrier.
+    if (this.#windows !== windows) this.#windows = windows
+    if (this.#rows !== rows) this.#rows = rows
+    this.#at = firstRow * WORDS
+    this.#count = count
+    this.#byteLength = byteLength
+  }
+
+  /** Called by a ring before it writes other rows to where this list's may lie. */
+  keep(): void {
+    if (this.#count === 0 || this.#rows === this.#ownRows) return
+    this.#own(this.#count)
+  }
+
+  /** Moves the rows to memory of this list, with room for so many. */
+  #own(rowCount: number): void {
+    const rows = this.#rows
+    const at = this.#at
+    if (this.#ownRows.length < rowCount * WORDS) this.#ownRows = new Uint32Array(rowCount * WORDS)
+    const ownRows = this.#ownRows
+    const wordCount = this.#count * WORDS
+    for (let word = 0; word < wordCount; word++) ownRows[word] = rows[at + word]!
+    this.#rows = ownRows
+    this.#at = 0
+  }
+
+  /**
+   * Adds a piece at the end of a list that is not a ring's. For tests and for lists over bytes of this process.
    *
    * @param buffer the window of shared memory the piece lies in; borrowed
    * @param offsetBytes start within `buffer`
    * @param lengthBytes length of the piece; a piece of 0 bytes is left out
    */
   append(buffer: Buffer, offsetBytes: number, lengthBytes: number): void {
-    if (lengthBytes === 0) return
-    const index = this.#count++
-    if (this.#buffers === NO_BUFFERS) {
-      this.#buffers = [buffer]
-      this.#offsetsBytes = [offsetBytes]
-      this.#lengthsBytes = [lengthBytes]
-    } else {
-      // A list that is used again mostly has the same window there, and a store of an object costs its barrier.
-      if (this.#buffers[index] !== buffer) this.#buffers[index] = buffer
-      this.#offsetsBytes[index] = offsetBytes
-      this.#lengthsBytes[index] = lengthBytes
+    const end = offsetBytes + lengthBytes
+    if (end <= PIECE_BYTES_MAX) {
+      if (lengthBytes > 0) this.#add(buffer, offsetBytes, lengthBytes)
+      return
     }
+    for (let at = offsetBytes; at < end; at += PIECE_BYTES_MAX) {
+      const piece = buffer.subarray(at, Math.min(end, at + PIECE_BYTES_MAX))
+      this.#add(piece, 0, piece.length)
+    }
+  }
+
+  #add(window: Buffer, offsetBytes: number, lengthBytes: number): void {
+    const count = this.#count
+    if (this.#rows !== this.#ownRows || this.#ownRows.length === count * WORDS)
+      this.#own(Math.max(1, 2 * count))
+    const last = count - 1
+    const isOfLast = count > 0 && this.#windowAt(last) === window
+    const windowIndex = isOfLast ? this.#rows[last * WORDS]! : this.#addWindow(window)
+    this.#count++
+    this.#rows.set([windowIndex, offsetBytes, lengthBytes], count * WORDS)
     this.#byteLength += lengthBytes
+  }
+
+  #addWindow(window: Buffer): number {
+    this.#windows = this.#count === 0 ? [window] : [...this.#windows, window]
+    return this.#windows.length - 1
   }
 
   /**
@@ -178,8 +258,7 @@ export class SegmentList {
     if (this.#views === undefined) {
       const views: Uint8Array[] = []
       for (let index = 0; index < count; index++) {
-        const [buffer, offsetBytes] = [this.#buffers[index]!, this.#offsetsBytes[index]!]
-        views.push(this.#viewer.viewOf(buffer, offsetBytes, this.#lengthsBytes[index]!))
+        views.push(this.#viewer.viewOf(this.#windowAt(index), this.#offsetAt(index), this.#lengthAt(index)))
       }
       this.#views = views
     }
@@ -208,13 +287,14 @@ export class SegmentList {
     front.clear()
     front.#viewer = this.#viewer
     front.#life = this.#viewer.#lifeCount
-    const { count } = this
-    let left = lengthBytes
-    for (let index = 0; index < count && left > 0; index++) {
-      const countBytes = Math.min(this.#lengthsBytes[index]!, left)
-      front.append(this.#buffers[index]!, this.#offsetsBytes[index]!, countBytes)
-      left -= countBytes
-    }
+    let count = 0
+    let sharedBytes = 0
+    while (count < this.count && sharedBytes < lengthBytes) sharedBytes += this.#lengthAt(count++)
+    if (count === 0) return
+    front.point(this.#windows, this.#rows, this.#at / WORDS, count, lengthBytes)
+    front.#own(count)
+    // The border may lie within the last piece.
+    front.#ownRows[(count - 1) * WORDS + LENGTH]! -= sharedBytes - lengthBytes
   }
 
   /**
@@ -231,13 +311,13 @@ export class SegmentList {
     let skip = offsetBytes
     let position = sourceOffsetBytes
     for (let index = 0; index < count && position < source.length; index++) {
-      const length = this.#lengthsBytes[index]!
+      const length = this.#lengthAt(index)
       if (skip >= length) {
         skip -= length
         continue
       }
       const end = Math.min(position + length - skip, source.length)
-      source.copy(this.#buffers[index]!, this.#offsetsBytes[index]! + skip, position, end)
+      source.copy(this.#windowAt(index), this.#offsetAt(index) + skip, position, end)
       position = end
       skip = 0
     }
@@ -258,14 +338,14 @@ export class SegmentList {
     let skip = offsetBytes
     let position = targetOffsetBytes
     for (let index = 0; index < count && position < target.length; index++) {
-      const length = this.#lengthsBytes[index]!
+      const length = this.#lengthAt(index)
       if (skip >= length) {
         skip -= length
         continue
       }
       const copied = Math.min(length - skip, target.length - position)
-      const from = this.#offsetsBytes[index]! + skip
-      this.#buffers[index]!.copy(target, position, from, from + copied)
+      const from = this.#offsetAt(index) + skip
+      this.#windowAt(index).copy(target, position, from, from + copied)
       position += copied
       skip = 0
     }
@@ -285,14 +365,14 @@ export class SegmentList {
     let skip = offsetBytes
     let left = lengthBytes
     for (let index = 0; index < count && left > 0; index++) {
-      const length = this.#lengthsBytes[index]!
+      const length = this.#lengthAt(index)
       if (skip >= length) {
         skip -= length
         continue
       }
       const filled = Math.min(length - skip, left)
-      const from = this.#offsetsBytes[index]! + skip
-      this.#buffers[index]!.fill(value, from, from + filled)
+      const from = this.#offsetAt(index) + skip
+      this.#windowAt(index).fill(value, from, from + filled)
       left -= filled
       skip = 0
     }
@@ -330,14 +410,14 @@ export class SegmentList {
     let skip = offsetBytes
     let position = storeOffsetBytes
     for (let index = 0; index < count && position < store.byteLength; index++) {
-      const length = this.#lengthsBytes[index]!
+      const length = this.#lengthAt(index)
       if (skip >= length) {
         skip -= length
         continue
       }
       const copied = Math.min(length - skip, store.byteLength - position)
-      const from = this.#offsetsBytes[index]! + skip
-      copies.add(this.#buffers[index]!, from, storeIndex, position, copied, toStore)
+      const from = this.#offsetAt(index) + skip
+      copies.add(this.#windowAt(index), from, storeIndex, position, copied, toStore)
       position += copied
       skip = 0
     }

@@ -141,6 +141,36 @@ test('a part of the data counts itself only', answered, (io) => io.ok(100), 100,
 test('a failure writes status 1 and counts nothing', answered, (io) => io.fail(new Error('EIO')), 0, 1)
 test('an unsupported request gets status 2', answered, (io) => io.unsupported(), 0, 2)
 
+test('a request that is not answered keeps its header and its data when others are taken', (t) => {
+  const bench = new Bench(t)
+  bench.header.write('the first header')
+  void bench.submit(64)
+  const first = bench.takeOne()
+  const early = first.headerWords
+  bench.header.write('the next header.')
+  void bench.submit(128)
+  const second = bench.takeOne()
+  bench.header.write('the last header.')
+  void bench.submit(32)
+  const third = bench.takeOne()
+  t.deepEqual(
+    [first, second, third].map((request) => Buffer.from(request.headerBytes).toString()),
+    ['the first header', 'the next header.', 'the last header.'],
+  )
+  t.deepEqual(
+    [first, second, third].map(({ writable }) => writable.byteLength),
+    [64, 128, 32],
+  )
+  first.writable.fill(1)
+  third.writable.fill(3)
+  const data = bench.header.buffer
+  t.is(first.headerWord(0), early[0]!)
+  t.deepEqual(
+    [...new Uint8Array(data, bench.header.byteOffset + 512, 64)],
+    [...new Array<number>(32).fill(3), ...new Array<number>(32).fill(1)],
+  )
+})
+
 test('requests in flight keep the memory they were taken under, until they are published', async (t) => {
   const bench = new Bench(t)
   const used = bench.submit()

@@ -39,3 +39,35 @@ test('a list that is never cleared keeps no part of it', async (t) => {
   )
   t.is(whole.first(3).toBuffer().toString(), 'abc')
 })
+
+test('segments: a list that points at rows is over what they name, until it is cleared', (t) => {
+  const windows = [Buffer.from('abcdef'), Buffer.from('ghij')]
+  const rows = Uint32Array.of(9, 9, 9, 1, 2, 2, 0, 1, 3)
+  const list = new SegmentList()
+  list.point(windows, rows, 1, 2, 5)
+  t.is(list.toBuffer().toString(), 'ijbcd')
+  t.is(list.first(3).toBuffer().toString(), 'ijb')
+  list.clear()
+  t.is(list.toBuffer().toString(), '')
+  list.append(windows[0]!, 0, 2)
+  list.append(windows[1]!, 0, 1)
+  t.is(list.toBuffer().toString(), 'abg')
+  t.deepEqual([...rows], [9, 9, 9, 1, 2, 2, 0, 1, 3], 'they are not written to')
+})
+
+test('segments: a list that was kept, and a part of a list, know their pieces when the rows are others', (t) => {
+  const windows = [Buffer.from('abcdef')]
+  const rows = Uint32Array.of(0, 0, 3, 0, 5, 1)
+  const list = new SegmentList()
+  list.point(windows, rows, 0, 2, 4)
+  const front = list.first(2)
+  list.keep()
+  list.keep()
+  rows.fill(0)
+  t.is(list.toBuffer().toString(), 'abcf')
+  t.is(front.toBuffer().toString(), 'ab')
+  list.clear()
+  list.point(windows, Uint32Array.of(0, 4, 1), 0, 1, 1)
+  t.is(list.toBuffer().toString(), 'e')
+  t.is(front.toBuffer().toString(), '')
+})

@@ -161,30 +161,39 @@ export function wholeBlocks(name: string, sizeBytes: number, blockBytes: number)
 }
 
 /**
- * Says why a range cannot be used on a disk of this shape; undefined when it can. The sums cannot overflow: an
- * offset that a driver made of any 64 bits is compared, never added to.
+ * Whether a range lies within a disk of this shape, at block borders. The sums cannot overflow: an offset that a driver
+ * made of any 64 bits is compared, never added to.
  */
+export function isInRange(geometry: BlockGeometry, offsetBytes: number, lengthBytes: number): boolean {
+  // Block sizes are powers of two. `%` on numbers beyond 32 bits is a slow call; `|` and `&` use their low bits.
+  return (
+    isWithin(geometry.capacityBytes, offsetBytes, lengthBytes) &&
+    ((offsetBytes | lengthBytes) & (geometry.blockBytes - 1)) === 0 &&
+    Number.isInteger(offsetBytes) &&
+    Number.isInteger(lengthBytes)
+  )
+}
+
+function isWithin(capacityBytes: number, offsetBytes: number, lengthBytes: number): boolean {
+  return offsetBytes >= 0 && lengthBytes >= 0 && offsetBytes <= capacityBytes - lengthBytes
+}
+
+/** Why a range cannot be used, of one for which {@link isInRange} is false. */
 export function rangeError(
-  geometry: BlockGeometry,
+  { capacityBytes, blockBytes }: BlockGeometry,
   offsetBytes: number,
   lengthBytes: number,
-): HushringError | undefined {
-  const { capacityBytes, blockBytes } = geometry
-  if (!(offsetBytes >= 0 && lengthBytes >= 0 && offsetBytes <= capacityBytes - lengthBytes)) {
+): HushringError {
+  if (!isWithin(capacityBytes, offsetBytes, lengthBytes)) {
     const message = `${lengthBytes} bytes at ${offsetBytes} reach past the end of the disk at ${capacityBytes}`
     return new HushringError('ERR_BLOCK_RANGE', message, {
       details: { offsetBytes, lengthBytes, capacityBytes },
     })
   }
-  // Block sizes are powers of two. `%` on numbers beyond 32 bits is a slow call; `|` and `&` use their low bits.
-  const isWhole = ((offsetBytes | lengthBytes) & (blockBytes - 1)) === 0
-  if (!isWhole || !Number.isInteger(offsetBytes) || !Number.isInteger(lengthBytes)) {
-    const message = `${lengthBytes} bytes at ${offsetBytes} are not whole blocks of ${blockBytes} bytes`
-    return new HushringError('ERR_BLOCK_ALIGNMENT', message, {
-      details: { offsetBytes, lengthBytes, blockBytes },
-    })
-  }
-  return undefined
+  const message = `${lengthBytes} bytes at ${offsetBytes} are not whole blocks of ${blockBytes} bytes`
+  return new HushringError('ERR_BLOCK_ALIGNMENT', message, {
+    details: { offsetBytes, lengthBytes, blockBytes },
+  })
 }
 
 type BlockVerbs = { readonly [Verb in BlockVerb]?: BlockVerbFunction | undefined }
@@ -203,18 +212,31 @@ class Store {
   }
 
   answer(io: BlockRequest): ReturnType<Handler> {
-    const verb = this.#verbs[io.verb]
+    const verb = this.#verbOf(io)
     if (verb === undefined) return io.unsupported()
-    if (this.#closing !== undefined) return io.fail(new HushringError('ERR_CLOSED', 'the disk was closed'))
+    if (this.#closing !== undefined) return failClosed(io)
     // A codec has checked what a driver asked for; this is for what layers derive.
-    const error = rangeError(this.#geometry, io.offsetBytes, io.lengthBytes)
-    return error === undefined ? answerOf(io, verb, completionOf) : io.fail(error)
+    const { offsetBytes, lengthBytes } = io
+    if (!isInRange(this.#geometry, offsetBytes, lengthBytes)) {
+      return io.fail(rangeError(this.#geometry, offsetBytes, lengthBytes))
+    }
+    return answerOf(io, verb, completionOf)
+  }
+
+  #verbOf({ verb }: BlockRequest): BlockVerbFunction | undefined {
+    // Looking a function up by any name is a search; nearly all requests are these two.
+    if (verb === 'read') return this.#verbs.read
+    return verb === 'write' ? this.#verbs.write : this.#verbs[verb]
   }
 
   close(): Promise<void> {
     this.#closing ??= (async () => this.#close?.())()
     return this.#closing
   }
+}
+
+function failClosed(io: BlockRequest): Completion {
+  return io.fail(new HushringError('ERR_CLOSED', 'the disk was closed'))
 }
 
 function completionOf(io: BlockRequest, outcome: BlockOutcome): Completion {

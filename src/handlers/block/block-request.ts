@@ -88,13 +88,14 @@ export class BlockRequest extends Request {
     mayUnmap = false,
   ): this {
     this.forgetSignal()
-    this.#parent = parent
+    // One that is used again mostly has the same there, and the store of an object costs its barrier.
+    if (this.#parent !== parent) this.#parent = parent
+    if (this.verb !== verb) this.verb = verb
+    if (this.data !== data) this.data = data
     this.#derived = false
     this.#following = false
-    this.verb = verb
     this.offsetBytes = offsetBytes
     this.lengthBytes = lengthBytes
-    this.data = data
     this.mayUnmap = mayUnmap
     return this
   }

@@ -1,13 +1,12 @@
 import { HushringError } from '../../errors.ts'
-import { Later } from '../../ring/later.ts'
-import { type Completion, isCompletion, type RingRequest } from '../../ring/request.ts'
+import { type Completion, isCompletion, isWholeOk, type RingRequest } from '../../ring/request.ts'
 import type { SegmentList } from '../../ring/segments.ts'
 import { SECTOR_BYTES } from '../../units.ts'
 import type { BlockDevice, BlockGeometry, VirtioDevice } from '../device.ts'
 import { type Answer, flatMapAnswer, type Handler, mapAnswer } from '../handler.ts'
 import { writeThrough } from '../layers/write-through.ts'
 import { virtioDevice } from '../virtio-device.ts'
-import { rangeError } from './block-device.ts'
+import { isInRange, rangeError } from './block-device.ts'
 import { BlockRequest, type BlockVerb, NO_DATA } from './block-request.ts'
 
 /** Feature bits of a block device (virtio 1.3, 5.2.3). */
@@ -27,11 +26,11 @@ const Feature = {
 const RequestType = { IN: 0, OUT: 1, FLUSH: 4, GET_ID: 8, DISCARD: 11, WRITE_ZEROES: 13 } as const
 
 /** The header: type u32, reserved u32, sector u64, as little-endian words. */
-const HeaderWord = { type: 0, sectorLow: 2 } as const
+const HeaderWord = { type: 0, sectorLow: 2, sectorHigh: 3 } as const
 const HEADER_BYTES = 16
 
 /** One range of a DISCARD or WRITE_ZEROES: sector u64, num_sectors u32, flags u32, as little-endian words. */
-const RangeWord = { sectorLow: 0, sectorCount: 2, flags: 3, count: 4 } as const
+const RangeWord = { sectorLow: 0, sectorHigh: 1, sectorCount: 2, flags: 3, count: 4 } as const
 const RANGE_BYTES = 16
 const RANGE_FLAG_UNMAP = 1
 /** Ranges in one request. They are done one after the other, so this bounds how long it holds its answer. */
@@ -130,7 +129,6 @@ class Codec {
   readonly #disk: BlockDevice
   readonly #features: bigint
   readonly #next: Handler
-  readonly #idle: BlockRequest[] = []
   readonly #serial = Buffer.alloc(SERIAL_BYTES)
 
   constructor(disk: BlockDevice, features: bigint) {
@@ -142,7 +140,7 @@ class Codec {
   }
 
   answer(request: RingRequest): Answer {
-    switch (request.headerWords[HeaderWord.type]) {
+    switch (request.headerWord(HeaderWord.type)) {
       case RequestType.IN:
         return this.#transfer(request, 'read', request.writable)
       case RequestType.OUT:
@@ -154,7 +152,7 @@ class Codec {
   }
 
   #control(request: RingRequest): Answer {
-    switch (request.headerWords[HeaderWord.type]) {
+    switch (request.headerWord(HeaderWord.type)) {
       case RequestType.FLUSH:
         return this.#disk.abilities.flush ? this.#ask(request, 'flush', 0, NO_DATA) : request.unsupported()
       case RequestType.GET_ID: {
@@ -171,10 +169,13 @@ class Codec {
   }
 
   #transfer(request: RingRequest, verb: 'read' | 'write', data: SegmentList): Answer {
-    if (data.byteLength === 0) return request.fail(noDataError(verb))
-    const offsetBytes = u64At(request.headerWords, HeaderWord.sectorLow) * SECTOR_BYTES
-    const error = rangeError(this.#disk.geometry, offsetBytes, data.byteLength)
-    return error === undefined ? this.#ask(request, verb, offsetBytes, data) : request.fail(error)
+    const lengthBytes = data.byteLength
+    if (lengthBytes === 0) return request.fail(noDataError(verb))
+    const sector = u64(request.headerWord(HeaderWord.sectorLow), request.headerWord(HeaderWord.sectorHigh))
+    const offsetBytes = sector * SECTOR_BYTES
+    const { geometry } = this.#disk
+    if (isInRange(geometry, offsetBytes, lengthBytes)) return this.#ask(request, verb, offsetBytes, data)
+    return request.fail(rangeError(geometry, offsetBytes, lengthBytes))
   }
 
   #ranges(request: RingRequest, verb: keyof typeof RANGE_LIMITS, feature: bigint): Answer {
@@ -186,18 +187,11 @@ class Codec {
   }
 
   #ask(request: RingRequest, verb: BlockVerb, offsetBytes: number, data: SegmentList): Answer {
-    const io = (this.#idle.pop() ?? new BlockRequest()).assign(
-      request,
-      verb,
-      offsetBytes,
-      data.byteLength,
-      data,
-    )
+    const io = companionOf(request).assign(request, verb, offsetBytes, data.byteLength, data)
     const answer = this.#next(io)
-    if (!isCompletion(answer)) return reportedLater(request, io, answer, this.#idle)
-    // The object is free again only because it was answered at once: nobody else can still hold it.
-    this.#idle.push(io)
-    return reported(request, io, answer)
+    // What is true of all writable data of a read is true of the whole request.
+    if (isWholeOk(answer) && verb === 'read') return answer
+    return isCompletion(answer) ? reported(request, io, answer) : reportedLater(request, io, answer)
   }
 
   #accepted(feature: bigint): boolean {
@@ -205,9 +199,21 @@ class Codec {
   }
 }
 
+/** The block request that stands for a request as long as that does, and is used again with it. */
+function companionOf(request: RingRequest): BlockRequest {
+  const { companion } = request
+  return companion instanceof BlockRequest ? companion : newCompanion(request)
+}
+
+function newCompanion(request: RingRequest): BlockRequest {
+  const companion = new BlockRequest()
+  request.companion = companion
+  return companion
+}
+
 /** A u64 as a number: inexact from 2^53 on, where as a sector it is past the end of any disk. */
-function u64At(words: Uint32Array, lowWord: number): number {
-  return words[lowWord + 1]! * 2 ** 32 + words[lowWord]!
+function u64(low: number, high: number): number {
+  return high * 2 ** 32 + low
 }
 
 function noDataError(verb: 'read' | 'write'): HushringError {
@@ -226,14 +232,11 @@ function reported(request: RingRequest, io: BlockRequest, completion: Completion
 }
 
 /**
- * The same for an answer that is not there yet. After a {@link Later} the request object is free again, as after an answer
- * at once. A function of its own, because one that makes a closure keeps its variables on the heap, at each call.
+ * The same for an answer that is not there yet. A function of its own, because one that makes a closure keeps its variables on
+ * the heap, at each call.
  */
-function reportedLater(request: RingRequest, io: BlockRequest, answer: Answer, idle: BlockRequest[]): Answer {
-  return mapAnswer(answer, (completion) => {
-    if (answer instanceof Later && answer.isThrough) idle.push(io)
-    return reported(request, io, completion)
-  })
+function reportedLater(request: RingRequest, io: BlockRequest, answer: Answer): Answer {
+  return mapAnswer(answer, (completion) => reported(request, io, completion))
 }
 
 function doneWithoutData(request: RingRequest): Completion {
@@ -278,10 +281,11 @@ function parseRange(
     const message = `a range has ${sectorCount} sectors, the limit is ${limits.sectorCountMax}`
     return request.fail(new HushringError('ERR_BLOCK_SEGMENTS', message))
   }
-  const offsetBytes = u64At(words, RangeWord.sectorLow) * SECTOR_BYTES
+  const offsetBytes = u64(words[RangeWord.sectorLow]!, words[RangeWord.sectorHigh]!) * SECTOR_BYTES
   const lengthBytes = sectorCount * SECTOR_BYTES
-  const error = rangeError(geometry, offsetBytes, lengthBytes)
-  if (error !== undefined) return request.fail(error)
+  if (!isInRange(geometry, offsetBytes, lengthBytes)) {
+    return request.fail(rangeError(geometry, offsetBytes, lengthBytes))
+  }
   const mayUnmap = (flags & RANGE_FLAG_UNMAP) !== 0
   return new BlockRequest().assign(request, verb, offsetBytes, lengthBytes, NO_DATA, mayUnmap)
 }
