@@ -3,6 +3,8 @@ import { createRequire } from 'node:module'
 import { fileURLToPath } from 'node:url'
 import { HushringError } from './errors.ts'
 
+export { SegmentRow } from './segment-row.ts'
+
 /**
  * Everything the compiled addon exports. This file is the only one that loads it.
  *
@@ -262,6 +264,8 @@ export interface NativeQueueOptions {
   readonly statusByte: boolean
   /** Most requests one `take` hands out. */
   readonly batchCountMax: number
+  /** So many at most unless more than eight times as many are visible: then an eighth of those. Default `batchCountMax`. */
+  readonly batchCountMin?: number
   /** Longest chain accepted, in descriptors (at least the ring's size is always accepted). */
   readonly chainCountMax: number
   /** True: a malformed chain breaks the queue. False: it is returned with length 0. */
@@ -345,7 +349,7 @@ export interface NativeQueue {
   readonly requests: Uint32Array
   /** Headers of taken requests, row stride ceil(headerBytes / 4) words. */
   readonly headers: Uint32Array
-  /** Rows of {@link SegmentRow.words} words. */
+  /** Rows of `SegmentRow.words` words. */
   readonly segments: Uint32Array
   /** Rows of {@link CompletionRow.words} words, filled by the caller of `complete`; `sizeMax` rows. */
   readonly completions: Uint32Array
@@ -381,8 +385,6 @@ export const RequestRow = {
   writableBytes: 5,
   words: 6,
 } as const
-/** Layout of one row of {@link NativeQueue.segments}: readable segments of a request come before writable ones. */
-export const SegmentRow = { window: 0, offsetBytes: 1, lengthBytes: 2, words: 3 } as const
 /** Layout of one row of {@link NativeQueue.completions}. `status` is written only with a status byte. */
 export const CompletionRow = { head: 0, bytesWritten: 1, status: 2, words: 3 } as const
 
@@ -531,7 +533,7 @@ export interface NativeTcmuQueue {
   readonly commands: Uint32Array
   /** CDBs of taken commands, {@link CDB_WORDS} words apart. */
   readonly cdbs: Uint32Array
-  /** Rows of {@link SegmentRow.words} words. */
+  /** Rows of `SegmentRow.words` words. */
   readonly segments: Uint32Array
   /** Rows of {@link TcmuCompletionRow.words} words, filled by the caller of `complete`; `commandCountMax` rows. */
   readonly completions: Uint32Array

@@ -1,4 +1,4 @@
-import { SegmentRow } from '../native.ts'
+import { SegmentRow } from '../segment-row.ts'
 import type { DeferredCopies } from './deferred-copies.ts'
 import type { StoreMemory } from './store-memory.ts'
 

@@ -1,3 +1,5 @@
+import { execFile } from 'node:child_process'
+import { promisify } from 'node:util'
 import test from 'ava'
 import { EMPTY, Observable, of, throwError } from 'rxjs'
 import { HushringError } from '../../src/errors.ts'
@@ -372,3 +374,24 @@ test('a HushringError from a verb keeps its code', async (t) => {
   const read = (): BlockAnswer => Promise.reject(new HushringError('ERR_REQUEST_ABORTED'))
   t.is(describe(await ask(disk({ read }), read512())), 'ERR_REQUEST_ABORTED')
 })
+
+const LISTS_ADDONS = `
+  const loaded = process.report.getReport().sharedObjects.filter((path) => path.endsWith('hushring.node'))
+  console.log(loaded.length)`
+
+const loadsAddon = test.macro({
+  async exec(t, module: string, count: number) {
+    const url = new URL(`../../src/${module}`, import.meta.url)
+    const script = `await import('${url}'); ${LISTS_ADDONS}`
+    const { stdout } = await promisify(execFile)(process.execPath, [
+      '--import=tsx',
+      '--input-type=module',
+      '--eval',
+      script,
+    ])
+    t.is(Number(stdout), count)
+  },
+  title: (_, module, count) => `${module} ${count === 0 ? 'is of use without' : 'loads'} the addon`,
+})
+test(loadsAddon, 'handlers/block/virtio-blk.ts', 0)
+test(loadsAddon, 'native.ts', 1)

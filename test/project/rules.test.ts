@@ -29,8 +29,9 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   'errors.ts': [],
   'units.ts': [],
   'options.ts': ['errors.ts'],
-  'native.ts': ['errors.ts'],
-  ring: [...EVERYWHERE, 'native.ts'],
+  'segment-row.ts': [],
+  'native.ts': ['errors.ts', 'segment-row.ts'],
+  ring: [...EVERYWHERE, 'native.ts', 'segment-row.ts'],
   handlers: [
     ...EVERYWHERE,
     'ring/file-ring.ts',
