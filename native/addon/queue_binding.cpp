@@ -30,13 +30,16 @@ namespace {
 // ---- Options ---------------------------------------------------------------------------------------------------
 
 SplitOptions read_queue_options(OptionReader& reader) {
+  const std::int64_t batch_count_max = reader.integer("batchCountMax", 1, kSplitQueueSizeMax);
   const SplitOptions options{
       .size_max = static_cast<std::uint32_t>(reader.integer("sizeMax", 1, kSplitQueueSizeMax)),
-      .batch_count_max = static_cast<std::uint32_t>(reader.integer("batchCountMax", 1, kSplitQueueSizeMax)),
+      .batch_count_max = static_cast<std::uint32_t>(batch_count_max),
       .chain_count_max = static_cast<std::uint32_t>(reader.integer("chainCountMax", 1, 65535)),
       .framing = {.header_bytes = static_cast<std::uint32_t>(reader.integer("headerBytes", 0, 64)),
                   .status_byte = reader.boolean("statusByte")},
       .strict_chains = reader.boolean("strictChains"),
+      .batch_count_min = static_cast<std::uint32_t>(
+          reader.integer_or("batchCountMin", batch_count_max, 1, kSplitQueueSizeMax)),
   };
   if (!reader.failed() && !std::has_single_bit(options.size_max)) {
     reader.fail_range("sizeMax", "a power of two up to 32768");

@@ -71,6 +71,10 @@ inline constexpr std::uint8_t kStatusFailed = 1;
 
 // ---- What a queue is made and started with ---------------------------------------------------------------------
 
+// In so many batches what is found is taken, if that makes large ones: the driver works on the answers of one while the
+// device serves the next.
+inline constexpr std::uint32_t kBatchesOfAll = 8;
+
 // Fixed for the life of a queue.
 struct SplitOptions {
   std::uint32_t size_max;         // largest ring; a power of two, 1 to 32768
@@ -78,6 +82,9 @@ struct SplitOptions {
   std::uint32_t chain_count_max;  // longest chain through an indirect table; the ring's size if that is more
   Framing framing;
   bool strict_chains;  // a malformed chain breaks the queue instead of being returned with length 0
+  // take() looks at an eighth of what it finds, but at so many whatever it finds. From batch_count_max on: at all there is
+  // room for.
+  std::uint32_t batch_count_min = kSplitQueueSizeMax;
 
   // Rows of each table. The longest chain always has a segment row for each descriptor; eight more for each request
   // of a batch let a full batch of ordinary requests through at once.
@@ -204,7 +211,8 @@ class SplitDevice {
 
     std::uint32_t taken = 0;
     std::uint32_t segment = 0;
-    const std::uint32_t looks = std::min(found, options_.batch_count_max);
+    const std::uint32_t looks =
+        std::min({found, options_.batch_count_max, std::max(options_.batch_count_min, found / kBatchesOfAll)});
     if (Ordering::prefetches) prefetch_chains(std::min({looks, count_max, std::uint32_t{visible}}));
     for (std::uint32_t look = 0; look < looks && taken < count_max; ++look) {
       const bool owed = owed_left > 0;

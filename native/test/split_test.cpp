@@ -289,6 +289,15 @@ TEST_CASE("split: one take looks at no more than a batch of entries, however mal
   CHECK(queue.driver.used_idx() == 8);
 }
 
+TEST_CASE("split: a batch is an eighth of what is visible, within its limits") {
+  TestQueue<> queue({.size = 64, .batch_count_max = 5, .framing = {0, false}, .batch_count_min = 2});
+  for (std::uint16_t head = 0; head < 64; ++head) offer_request(queue, head);
+  CHECK(queue.device.take(64) == 5);  // of 64
+  for (const std::int32_t expected : {5, 5, 5, 5, 4, 4, 3, 3, 3, 2, 2, 2}) CHECK(queue.device.take(64) == expected);
+  CHECK(queue.device.take(1) == 1);
+  CHECK(queue.device.take(64) == 2);
+}
+
 // ---- Completing ----
 
 TEST_CASE("split: a batch is one store of the index, one decision, in the order of its rows") {

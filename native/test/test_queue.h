@@ -163,6 +163,7 @@ struct TestOptions {
   Framing framing{.header_bytes = 16, .status_byte = true};
   bool strict_chains = false;
   bool indirect = true;
+  std::uint32_t batch_count_min = kSplitQueueSizeMax;
 };
 
 template <class Ordering = HardwareOrdering>
@@ -172,7 +173,7 @@ class TestQueue {
       : memory(make_memory(options)),
         driver(memory, kRingAt, options.size),
         split_options{options.size, options.batch_count_max, options.chain_count_max, options.framing,
-                      options.strict_chains},
+                      options.strict_chains, options.batch_count_min},
         requests(split_options.request_rows()),
         headers(split_options.request_rows() * split_options.header_stride_bytes()),
         segments(split_options.segment_rows()),

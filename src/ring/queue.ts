@@ -24,7 +24,7 @@ export interface VirtQueueOptions {
   readonly headerBytes: number
   /** True when the last device-writable byte of a request is a status. */
   readonly statusByte: boolean
-  /** Most requests in one batch, 1 to `sizeMax`. Default 8. */
+  /** Most requests in one batch, 1 to `sizeMax`. Default 8, or up to 32 if that is an eighth of what is visible. */
   readonly batchCountMax?: number
   /** True: a malformed chain breaks the queue. Default false: it is returned with length 0. */
   readonly strictChains?: boolean
@@ -33,9 +33,11 @@ export interface VirtQueueOptions {
 /**
  * A driver that is woken by the first batch works on its answers while the device serves the next one. With all that
  * is visible in one batch the two take turns and sleep on each other: at 128 in flight, batches of 128 run at 40 % of
- * the speed of batches of 8 and need as many signals. Below 8 the fences and calls a batch show.
+ * the speed of batches of 8 and need as many signals. Below 8 the fences and calls a batch show, and where more is in flight
+ * they do as well: an eighth of what is visible leaves the driver as much to work on.
  */
-const BATCH_COUNT_MAX = 8
+const BATCH_COUNT_MIN = 8
+const BATCH_COUNT_MAX = 32
 /**
  * The same for large requests, which are worth a signal sooner: with eight reads of 128 KiB in flight, a batch of all of them
  * has the driver wait for the last copy, and then the device for the driver.
@@ -201,6 +203,7 @@ export class VirtQueue {
       headerBytes: options.headerBytes,
       statusByte: options.statusByte,
       batchCountMax: this.batchCountMax,
+      batchCountMin: options.batchCountMax ?? BATCH_COUNT_MIN,
       // Drivers exceed the ring's size with indirect tables in practice; 1024 is what other devices accept.
       chainCountMax: Math.max(1024, options.sizeMax),
       strictChains: options.strictChains ?? false,

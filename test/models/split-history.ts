@@ -197,6 +197,7 @@ export const splitHistories: fc.Arbitrary<SplitHistory> = fc.record({
     headerBytes: fc.constantFrom(0, 1, 4, 16),
     statusByte: fc.boolean(),
     batchCountMax: fc.constantFrom(8, 3, 1),
+    batchCountMin: fc.constantFrom(8, 2, 1),
     sizeMax: fc.constant(8),
     chainCountMax: fc.constantFrom(12, 8, 1),
     strictChains: seldom,

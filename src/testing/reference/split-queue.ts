@@ -17,6 +17,8 @@ export interface ReferenceSplitOptions {
   readonly statusByte: boolean
   /** Most entries of the available ring that one `take` looks at. */
   readonly batchCountMax: number
+  /** So many at most unless more than eight times as many are visible: then an eighth of those. Default `batchCountMax`. */
+  readonly batchCountMin?: number
   /** Largest ring. */
   readonly sizeMax: number
   /** Longest chain through an indirect table; the ring's size if that is more. */
@@ -258,7 +260,8 @@ export class ReferenceSplitQueue {
 
     const requests: ReferenceRequest[] = []
     let rowCount = 0
-    const looks = Math.min(visible, this.options.batchCountMax)
+    const { batchCountMax, batchCountMin = batchCountMax } = this.options
+    const looks = Math.min(visible, batchCountMax, Math.max(batchCountMin, Math.floor(visible / 8)))
     for (let look = 0; look < looks && requests.length < countMax; look++) {
       const head = this.parts.available.getUint16(4 + 2 * this.slot(this.availableIndex), true)
       const headFault = this.headFault(head)
