@@ -1,4 +1,4 @@
-import { SegmentList, sharePieces } from './segments.ts'
+import { lendPieces, SegmentList } from './segments.ts'
 
 /**
  * The bytes of another list, lent to somebody whose work may go on when the other list must not be touched any more. What
@@ -8,10 +8,13 @@ import { SegmentList, sharePieces } from './segments.ts'
 export class LentSegments extends SegmentList {
   #memory: Buffer | undefined
 
-  /** Makes this the list of the bytes of `source`, for as long as those are borrowed or until they are moved. */
+  /**
+   * Makes this the list of the bytes of `source` for the time of a call: before the lender answers its own caller, the call is
+   * answered or the bytes are moved.
+   */
   lend(source: SegmentList): this {
     this.#memory = undefined
-    sharePieces(source, this)
+    lendPieces(source, this)
     return this
   }
 

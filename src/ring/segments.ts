@@ -26,8 +26,11 @@ export let transferPieces: (
   mayWait: boolean,
 ) => number
 
-/** Makes `target` a list of all bytes of `source`, over the same memory and borrowed for as long. For lent-segments.ts only. */
-export let sharePieces: (source: SegmentList, target: SegmentList) => void
+/**
+ * Makes `target` a list of all bytes of `source`, over the same memory and the same rows: valid until a ring may write its next
+ * requests there, and no longer than `source`. For lent-segments.ts only.
+ */
+export let lendPieces: (source: SegmentList, target: SegmentList) => void
 
 /**
  * Shows the pieces of a list, in order, as buffers of which only a part is meant. For file-ring.ts only, which gives
@@ -101,7 +104,12 @@ export class SegmentList {
       }
       return doneBytes
     }
-    sharePieces = (source, target) => source.#share(source.byteLength, target)
+    lendPieces = (source, target) => {
+      target.clear()
+      target.#viewer = source.#viewer
+      target.#life = source.#viewer.#lifeCount
+      target.#pointAt(source.#windows, source.#rows, source.#at, source.count, source.byteLength)
+    }
     visitPieces = (list, visit) => {
       list.#expose()
       for (let index = 0; index < list.count; index++) {
@@ -133,7 +141,7 @@ export class SegmentList {
 
   /** Number of pieces. */
   get count(): number {
-    return this.#hasEnded ? 0 : this.#count
+    return this.#hasEnded() ? 0 : this.#count
   }
 
   /** Sum of the lengths of all pieces, in bytes. */
@@ -143,11 +151,11 @@ export class SegmentList {
 
   /** Apart from its caller, which is so small that V8 compiles it into wherever it is called: a few times a request. */
   #partBytes(): number {
-    return this.#hasEnded ? 0 : this.#byteLength
+    return this.#hasEnded() ? 0 : this.#byteLength
   }
 
-  /** True for a part of a list that was cleared since. */
-  get #hasEnded(): boolean {
+  /** True for a part of a list that was cleared since. No getter: V8 leaves its compiled code to find a private one. */
+  #hasEnded(): boolean {
     return this.#viewer !== this && this.#viewer.#lifeCount !== this.#life
   }
 
@@ -185,10 +193,20 @@ export class SegmentList {
     count: number,
     byteLength: number,
   ): void {
+    this.#pointAt(windows, rows, firstRow * WORDS, count, byteLength)
+  }
+
+  #pointAt(
+    windows: readonly Buffer[],
+    rows: Uint32Array,
+    at: number,
+    count: number,
+    byteLength: number,
+  ): void {
     // A list that is used again mostly has the same there, and the store of an object costs its barrier.
     if (this.#windows !== windows) this.#windows = windows
     if (this.#rows !== rows) this.#rows = rows
-    this.#at = firstRow * WORDS
+    this.#at = at
     this.#count = count
     this.#byteLength = byteLength
   }
@@ -291,7 +309,7 @@ export class SegmentList {
     let sharedBytes = 0
     while (count < this.count && sharedBytes < lengthBytes) sharedBytes += this.#lengthAt(count++)
     if (count === 0) return
-    front.point(this.#windows, this.#rows, this.#at / WORDS, count, lengthBytes)
+    front.#pointAt(this.#windows, this.#rows, this.#at, count, lengthBytes)
     front.#own(count)
     // The border may lie within the last piece.
     front.#ownRows[(count - 1) * WORDS + LENGTH]! -= sharedBytes - lengthBytes

@@ -318,7 +318,7 @@ export class TcmuQueue {
    */
   record(request: ScsiRequest, completion: Completion): void {
     if (!this.#running || this.#requests[request.head] !== request) return
-    if (request.isHeld && !this.#canKeep) {
+    if (request.isHeld && !this.#canKeep()) {
       // Somebody still reads or writes the data, and the kernel would give it to another command.
       this.#lend(request, () => this.#recordLate(request, completion))
       return
@@ -413,7 +413,7 @@ export class TcmuQueue {
     return ScsiStatus.CHECK_CONDITION
   }
 
-  get #canKeep(): boolean {
+  #canKeep(): boolean {
     return (
       this.#options.freeKeptBuffer !== undefined && (this.#mailboxFlags & KEEPING_FLAGS) === KEEPING_FLAGS
     )

@@ -38,14 +38,15 @@ export function timeout(options: TimeoutOptions): Layer {
   const ms = numberIn('ms', options.ms, 1, 3_600_000)
   const scheduler = schedulerOf(options.scheduler)
   return (next) => {
-    const idle: OwnRequest[] = []
+    let idle: OwnRequest | undefined
     return (io) => {
-      const own = (idle.pop() ?? new OwnRequest()).standFor(io)
+      const own = (idle ?? new OwnRequest()).standFor(io)
+      idle = undefined
       const answer = attempt(next, own.request)
       if (isCompletion(answer)) {
         const completion = own.finish(io, answer)
         // Answered at once: nobody else can still hold it.
-        idle.push(own)
+        idle = own
         return completion
       }
       own.data.move()
