@@ -283,7 +283,7 @@ export class VirtQueue {
    */
   take(countMax: number): Batch {
     const batch = this.#batch
-    if (this.inFlightCount > 0) this.#keepInFlight(batch)
+    this.#keepUsed(batch)
     const count = this.#throwIfBroken(this.#native.take(Math.min(countMax, this.#nextCountMax)))
     this.armed = false
     this.more = false
@@ -299,11 +299,15 @@ export class VirtQueue {
     return batch
   }
 
-  /** Those of the last batch that are not answered lie in tables that the next one is written to. */
-  #keepInFlight(batch: Batch): void {
-    for (let row = 0; row < batch.count; row++) {
-      const request = batch.requests[row]!
-      if (!request.isIdle) request.keep()
+  /**
+   * Those of the last batch that somebody may still use lie in tables that the next one is written to. Not only those in flight:
+   * a handler goes on with a request after a deadline has answered for it, and after the ring was stopped.
+   */
+  #keepUsed(batch: Batch): void {
+    const { requests, count } = batch
+    for (let row = 0; row < count; row++) {
+      const request = requests[row]!
+      if (request.isIdle === false) request.keep()
     }
   }
 

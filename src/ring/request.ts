@@ -186,8 +186,9 @@ export class RingRequest extends Request {
     return this.#ownHeader
   }
 
-  /** One of {@link headerWords}, at less cost. */
+  /** One of {@link headerWords}, at less cost. Throws a RangeError beyond them. */
   headerWord(index: number): number {
+    if (!(index >= 0 && index < this.#ownHeader.length)) throw headerRangeError(index)
     return this.#headers[this.#headerAt + index]!
   }
 
@@ -242,4 +243,8 @@ export class RingRequest extends Request {
     this.writable.clear()
     this.isIdle = true
   }
+}
+
+function headerRangeError(index: number): RangeError {
+  return new RangeError(`the header has no word ${index}`)
 }

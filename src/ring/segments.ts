@@ -292,7 +292,7 @@ export class SegmentList {
    * The front of this list as a list of its own, over the same memory and borrowed for as long: it goes empty when this
    * list is cleared.
    *
-   * @param lengthBytes length of the new list; no more than there is
+   * @param lengthBytes length of the new list; of a longer one all there is
    */
   first(lengthBytes: number): SegmentList {
     this.beforeExposure()
@@ -309,10 +309,11 @@ export class SegmentList {
     let sharedBytes = 0
     while (count < this.count && sharedBytes < lengthBytes) sharedBytes += this.#lengthAt(count++)
     if (count === 0) return
-    front.#pointAt(this.#windows, this.#rows, this.#at, count, lengthBytes)
+    // The border may lie within the last piece, or beyond the end of the list.
+    const cutBytes = Math.max(0, sharedBytes - lengthBytes)
+    front.#pointAt(this.#windows, this.#rows, this.#at, count, sharedBytes - cutBytes)
     front.#own(count)
-    // The border may lie within the last piece.
-    front.#ownRows[(count - 1) * WORDS + LENGTH]! -= sharedBytes - lengthBytes
+    front.#ownRows[(count - 1) * WORDS + LENGTH]! -= cutBytes
   }
 
   /**

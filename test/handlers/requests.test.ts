@@ -318,3 +318,12 @@ test('types refuse what would go wrong at run time', (t) => {
   const outcome: Completion = { result: 'unsupported' }
   t.truthy([forged, silent, flat, misfit, texts, outcome, attempt])
 })
+
+test('a request has no word of the header beyond those that its device asks for', (t) => {
+  const request = new RingRequest(8)
+  request.begin(0, { pin() {}, unpin() {} }, Uint32Array.of(1, 2, 3, 4, 5), 1)
+  t.deepEqual([request.headerWord(0), request.headerWord(1)], [2, 3])
+  for (const index of [-1, 2, Number.NaN])
+    t.throws(() => request.headerWord(index), { instanceOf: RangeError })
+  t.deepEqual([...request.headerWords], [2, 3])
+})

@@ -171,6 +171,44 @@ test('a request that is not answered keeps its header and its data when others a
   )
 })
 
+const staysWithItsHandler = test.macro({
+  exec(t, end: (bench: Bench, request: RingRequest) => void) {
+    const bench = new Bench(t)
+    const submit = (at: number, header: string, dataBytes: number): void => {
+      bench.shared.bytes.write(header, at)
+      const piece = (offset: number, lengthBytes: number, writable: boolean): Piece => ({
+        address: bench.shared.guestAddressOf(at + offset),
+        lengthBytes,
+        writable,
+      })
+      void bench.driver.submit([piece(0, HEADER_BYTES, false), piece(512, dataBytes + 1, true)])
+    }
+    const [firstAt, secondAt] = [bench.shared.allocate(4096), bench.shared.allocate(4096)]
+    submit(firstAt, 'the first header', 64)
+    const first = bench.takeOne()
+    end(bench, first)
+    submit(secondAt, 'the next header.', 128)
+    bench.takeOne()
+    t.is(Buffer.from(first.headerBytes).toString(), 'the first header')
+    t.is(first.writable.byteLength, 64)
+    first.writable.fill(7)
+    const bytesOf = (at: number, count: number): number[] => [
+      ...bench.shared.bytes.subarray(at + 512, at + 512 + count),
+    ]
+    t.deepEqual(bytesOf(firstAt, 64), new Array<number>(64).fill(7))
+    t.deepEqual(bytesOf(secondAt, 128), new Array<number>(128).fill(0), 'another request has this memory')
+  },
+  title: (how) => `a handler that goes on with a request reaches no other one: ${how}`,
+})
+test('after a deadline has answered for it', staysWithItsHandler, (bench, request) => {
+  bench.queue.record(request, request.fail(new Error('too late')))
+  bench.queue.publish()
+})
+test('after the ring was stopped and started', staysWithItsHandler, (bench) => {
+  bench.queue.stop()
+  bench.start()
+})
+
 test('requests in flight keep the memory they were taken under, until they are published', async (t) => {
   const bench = new Bench(t)
   const used = bench.submit()

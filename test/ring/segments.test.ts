@@ -10,6 +10,10 @@ test('segments: the front of a list is over the same memory', (t) => {
     t.is(front.toBuffer().toString(), 'abcdefgh'.slice(0, lengthBytes))
     t.is(Buffer.concat(front.views()).toString(), 'abcdefgh'.slice(0, lengthBytes))
   }
+  t.is(whole.first(9).byteLength, 8, 'never more than there is')
+  const part = new SegmentList()
+  part.append(Buffer.from('abcdSECRET'), 0, 4)
+  t.is(part.first(10).toBuffer().toString(), 'abcd')
   whole.first(4).fill('-'.charCodeAt(0))
   t.is(whole.toBuffer().toString(), '----efgh')
 })
