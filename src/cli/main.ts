@@ -1,15 +1,10 @@
 #!/usr/bin/env node
-import { setFlagsFromString } from 'node:v8'
 import { CommanderError } from 'commander'
 import { explainFailure } from './failure.ts'
 import { hushringProgram } from './program.ts'
 
 // A reader of our outputs that goes away must not end a disk that somebody has mounted.
 for (const stream of [process.stdout, process.stderr]) stream.on('error', () => {})
-
-// How much V8 compiles into one function. The way of a request through codec, layers and store does not fit into its default
-// of 920, and each call that is left costs as much as the function it calls (docs/decisions/0016).
-setFlagsFromString('--max-inlined-bytecode-size-cumulative=4000')
 
 let exitStatus = 0
 // The commands are loaded when they run, so that --help works where the native addon does not load.
