@@ -51,11 +51,18 @@ export async function openFileRing(fd: number, { direct }: FileRingOptions): Pro
 class Operation extends Later<number> {
   readonly syscall: string
   readonly release: () => void
+  /**
+   * What the kernel works with, until it is through. Driver memory is held by whoever asks; memory of this process, which a
+   * layer such as `timeout` has given the store, would go with the request when that is given up, while the kernel still reads
+   * into it.
+   */
+  windows: readonly Buffer[] | undefined
 
-  constructor(syscall: string, release: () => void) {
+  constructor(syscall: string, release: () => void, windows: readonly Buffer[] | undefined) {
     super()
     this.syscall = syscall
     this.release = release
+    this.windows = windows
   }
 }
 
@@ -118,9 +125,9 @@ export class FileRing {
     fileOffsetBytes: number,
     release: () => void,
   ): Later<number> {
-    if (list !== undefined) visitPieces(list, this.#ring.addPiece)
+    const windows = list && visitPieces(list, this.#ring.addPiece)
     const number = this.#ring.begin(FileRingVerb[verb], fileOffsetBytes)
-    const operation = new Operation(SYSCALLS[verb], release)
+    const operation = new Operation(SYSCALLS[verb], release, windows)
     this.#operations[number] = operation
     // The process lives for as long as something is in flight, as with the thread pool.
     if (this.#pendingCount++ === 0) this.#watch.ref()
@@ -160,6 +167,7 @@ export class FileRing {
     const operation = this.#operations[number]!
     this.#operations[number] = undefined
     this.#pendingCount--
+    operation.windows = undefined
     operation.release()
     if (value >= 0) operation.fulfill(value)
     else operation.reject(systemError(value, operation.syscall))

@@ -35,11 +35,13 @@ export let lendPieces: (source: SegmentList, target: SegmentList) => void
 /**
  * Shows the pieces of a list, in order, as buffers of which only a part is meant. For file-ring.ts only, which gives
  * their places to the kernel: they are memory that nobody else may reach.
+ *
+ * @returns the buffers, in an array that nobody changes: whoever goes on with the places keeps it, or they may be collected
  */
 export let visitPieces: (
   list: SegmentList,
   visit: (buffer: Buffer, offsetBytes: number, lengthBytes: number) => void,
-) => void
+) => readonly Buffer[]
 
 // V8 looks a name of another module up again at each use, and a constant of this one never: each piece is read by these.
 const { offsetBytes: OFFSET, lengthBytes: LENGTH, words: WORDS } = SegmentRow
@@ -115,6 +117,7 @@ export class SegmentList {
       for (let index = 0; index < list.count; index++) {
         visit(list.#windowAt(index), list.#offsetAt(index), list.#lengthAt(index))
       }
+      return list.#windows
     }
   }
 

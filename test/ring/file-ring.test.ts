@@ -14,6 +14,7 @@ import { SegmentList } from '../../src/ring/segments.ts'
 import { randomFrom } from '../../src/testing/random.ts'
 import { KiB, MiB } from '../../src/units.ts'
 import { ask, blockRequest, describe, pattern, turn } from '../helpers/block-requests.ts'
+import { collectGarbage } from '../helpers/collect-garbage.ts'
 import { ringIsAllowed } from '../helpers/file-ring.ts'
 import { openFdCount } from '../helpers/open-fds.ts'
 
@@ -345,4 +346,44 @@ testAllowed('the native ring takes no argument of another kind', (t) => {
     t.throws(() => native.openFileRing(fd, { ...options, ...wrong }), { code: 'ERR_OPTION_RANGE' })
   }
   closeSync(fd)
+})
+
+test('memory of this process is not collected before the kernel is through, whoever has forgotten it', async (t) => {
+  const ends = new Float64Array(FileRingEnd.words)
+  let endedCount = 0
+  const ring: NativeFileRing = {
+    fd: -1,
+    ends,
+    addPiece: () => true,
+    begin: () => 0,
+    turn: () => {
+      const count = endedCount
+      endedCount = 0
+      return count
+    },
+    waitingCount: () => 0,
+    inKernelCount: () => 1,
+    close: () => {},
+  }
+  let onReadable = (): void => {}
+  const files = new FileRing({
+    ring,
+    watch: (callback) => {
+      onReadable = callback
+      return { ref() {}, unref() {}, close() {} }
+    },
+  })
+  const memory = (() => {
+    const bytes = Buffer.alloc(64 * KiB)
+    void files.read(SegmentList.of(bytes), 0, () => {})
+    return new WeakRef(bytes.buffer)
+  })()
+  await collectGarbage()
+  t.not(memory.deref(), undefined, 'the kernel would write into what is free')
+  await turn()
+  ends.set([0, 64 * KiB])
+  endedCount = 1
+  onReadable()
+  await collectGarbage()
+  t.is(memory.deref(), undefined)
 })
