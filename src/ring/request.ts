@@ -182,7 +182,7 @@ export class RingRequest extends Request {
    * segments.
    */
   get headerWords(): Uint32Array {
-    if (this.#headers !== this.#ownHeader) this.#keepHeader()
+    this.#keepHeader()
     return this.#ownHeader
   }
 
@@ -199,6 +199,7 @@ export class RingRequest extends Request {
 
   #keepHeader(): void {
     const ownHeader = this.#ownHeader
+    if (this.#headers === ownHeader) return
     for (let word = 0; word < ownHeader.length; word++) ownHeader[word] = this.headerWord(word)
     this.#headers = ownHeader
     this.#headerAt = 0
@@ -218,9 +219,9 @@ export class RingRequest extends Request {
     this.#headerAt = headerAt
   }
 
-  /** Called by a ring before it writes the next requests to its tables: this one is still in flight. */
+  /** Called by a ring before it writes the next requests to its tables: somebody may still use this one. */
   keep(): void {
-    if (this.#headers !== this.#ownHeader) this.#keepHeader()
+    this.#keepHeader()
     this.readable.keep()
     this.writable.keep()
   }

@@ -107,9 +107,7 @@ export class SegmentList {
       return doneBytes
     }
     lendPieces = (source, target) => {
-      target.clear()
-      target.#viewer = source.#viewer
-      target.#life = source.#viewer.#lifeCount
+      target.#becomePartOf(source)
       target.#pointAt(source.#windows, source.#rows, source.#at, source.count, source.byteLength)
     }
     visitPieces = (list, visit) => {
@@ -304,10 +302,15 @@ export class SegmentList {
     return front
   }
 
+  /** Forgets all pieces; those that come now end with the list that `source` is, or is a part of. */
+  #becomePartOf(source: SegmentList): void {
+    this.clear()
+    this.#viewer = source.#viewer
+    this.#life = source.#viewer.#lifeCount
+  }
+
   #share(lengthBytes: number, front: SegmentList): void {
-    front.clear()
-    front.#viewer = this.#viewer
-    front.#life = this.#viewer.#lifeCount
+    front.#becomePartOf(this)
     let count = 0
     let sharedBytes = 0
     while (count < this.count && sharedBytes < lengthBytes) sharedBytes += this.#lengthAt(count++)

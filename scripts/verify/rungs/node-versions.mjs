@@ -20,7 +20,7 @@ const only = (file) => !left.test(file)
 export default {
   number: '14',
   title: 'the suite on other versions of Node',
-  async run({ show }) {
+  async run({ inCi, show }) {
     const results = { ...noResults(), figure: '' }
     // They are programs and no part of the project's own packages, so that nobody has to download them to use it.
     const install = ['npm', 'ci', '--ignore-scripts', '--no-audit', '--no-fund', '--prefix', folder]
@@ -28,7 +28,7 @@ export default {
     if (installed.status !== 0) return { ...results, notRun: `npm cannot install Node: ${installed.output}` }
     const figures = []
     for (const major of majors) {
-      if (process.env.CI !== undefined && leftInCi.includes(major)) {
+      if (inCi && leftInCi.includes(major)) {
         results.skipped.push(`the suite on Node ${major}: CI runs the oldest and the newest`)
         continue
       }
