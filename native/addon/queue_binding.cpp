@@ -259,8 +259,7 @@ class SplitQueue {
     if (may_defer && device_.signal_can_wait() && is_quick()) return unless_truncated(kUndecided | kMore);
     const std::int32_t decided = settle();
     if (!device_.running()) return unless_truncated(decided);
-    const bool polls = poll_nanos_max > 0 && !device_.armed();
-    return unless_truncated(decided | (polls ? look_for(poll_nanos_max) : device_.rearm()));
+    return unless_truncated(decided | (poll_nanos_max > 0 ? look_for(poll_nanos_max) : device_.rearm()));
   }
 
   // Takes the decision that is owed, if one is, and signals if it says so.
@@ -288,6 +287,7 @@ class SplitQueue {
   // Looks whether anything is visible for up to so long, kicks not asked for, and asks for them when nothing came. The
   // driver was told of its answers before: it may be what the driver waits for.
   [[nodiscard]] std::int32_t look_for(std::uint32_t nanos_max) noexcept {
+    device_.withdraw_wish();
     if (device_.sees_entry()) return kMore;
     // A driver that is at work offers the next request sooner than the clock is read twice.
     constexpr int kLooksWithoutClock = 16;

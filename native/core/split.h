@@ -298,6 +298,17 @@ class SplitDevice {
     return armed_ ? kArmed : kMore;
   }
 
+  // Asks for no more kicks, although nothing was taken since they were asked for: the caller looks by itself, and must
+  // rearm() before it sleeps.
+  void withdraw_wish() noexcept {
+    if (!armed_) return;
+    suppress_kicks();
+    // Just behind what the driver publishes next, so that it is not crossed. A driver that read the wish before kicks once.
+    if (ring_.event_idx) {
+      Ordering::store_relaxed(avail_event_of(parts_.used, ring_.size), static_cast<std::uint16_t>(last_avail_ - 1));
+    }
+  }
+
   // Whether the decision about what is published may wait for the next batch: there is one, and the driver has less
   // than a third of what is visible to go on with. A driver that is woken for the first few answers has reaped them
   // before the next ones are there, and sleeps again: each signal then serves a few requests. One that is woken for

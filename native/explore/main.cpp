@@ -53,6 +53,14 @@ Scenario* deferring_split() {
   plan.decides = kDecides;
   return new SplitScenario<Product, Product, kSuppression>(plan);
 }
+// A device that looks once more before it sleeps.
+template <Suppression kSuppression, BeforeSleep kBeforeSleep>
+Scenario* looking_split() {
+  SplitPlan plan;
+  plan.request_count = request_count;
+  plan.before_sleep = kBeforeSleep;
+  return new SplitScenario<Product, Product, kSuppression>(plan);
+}
 // Three entries: the fourth command is written over the first one.
 template <class Server>
 Scenario* tcmu() {
@@ -111,6 +119,10 @@ const Experiment experiments[] = {
     {"split event_idx, decided when idle", false, Model::kViews, deferring_split<kEventIdx, Decides::kWhenIdle>, false},
     {"split flags, decided when idle", false, Model::kTso, deferring_split<kFlags, Decides::kWhenIdle>, false},
 
+    {"split event_idx, looks before sleep", false, Model::kTso, looking_split<kEventIdx, BeforeSleep::kLooks>, false},
+    {"split event_idx, looks before sleep", false, Model::kViews, looking_split<kEventIdx, BeforeSleep::kLooks>, false},
+    {"split flags, looks before sleep", false, Model::kTso, looking_split<kFlags, BeforeSleep::kLooks>, false},
+
     {"F1", true, Model::kPso, split<kEventIdx, mutants::F1<Product>>, true},
     {"F1", true, Model::kTso, split<kEventIdx, mutants::F1<Product>>, false},
     {"F2-event-idx", true, Model::kTso, split<kEventIdx, mutants::F2EventIdx<Product>>, true},
@@ -125,6 +137,7 @@ const Experiment experiments[] = {
     {"F10", true, Model::kPso, tcmu<mutants::F10<Product>>, true},
     {"F12", true, Model::kViews, tcmu<mutants::F12<Product>>, true},
     {"decisions put off for ever", true, Model::kSc, deferring_split<kEventIdx, Decides::kNotIdle>, true},
+    {"a wish withdrawn for ever", true, Model::kSc, looking_split<kEventIdx, BeforeSleep::kLooksForGood>, true},
     {"driver without F2, event_idx", true, Model::kTso, split<kEventIdx, Product, DriverWithoutF2>, true},
     {"driver without F2, flags", true, Model::kTso, split<kFlags, Product, DriverWithoutF2>, true},
     {"driver without F4, event_idx", true, Model::kTso, split<kEventIdx, Product, DriverWithoutF4>, true},

@@ -22,6 +22,13 @@ enum class Decides : std::uint8_t {
   kNotIdle,   // a mistake: what is put off when nothing more comes is never decided
 };
 
+// What the device does between asking for kicks and sleeping.
+enum class BeforeSleep : std::uint8_t {
+  kNothing,
+  kLooks,         // withdraws the wish, as before a poll, and asks again
+  kLooksForGood,  // a mistake: withdraws the wish and sleeps
+};
+
 // Both indices start so that they wrap from 65535 to 0 on the way.
 struct SplitPlan {
   std::uint32_t size = 2;
@@ -29,6 +36,7 @@ struct SplitPlan {
   std::uint32_t request_count = 4;  // two laps
   std::uint16_t first_index = 65534;
   Decides decides = Decides::kAtOnce;
+  BeforeSleep before_sleep = BeforeSleep::kNothing;
 };
 
 template <class DeviceOrdering, class DriverOrdering, Suppression kSuppression>
@@ -104,8 +112,15 @@ class SplitScenario final : public Scenario {
       forget_rows();
       if ((bits & kSignalled) != 0) post(kSignal);
       if ((bits & kSuppressed) != 0) World::note("the driver wants no signal");
-      if ((bits & kArmed) != 0) wait(kKick);
+      if ((bits & kArmed) != 0 && look_before_sleep()) wait(kKick);
     }
+  }
+
+  // False when there is something to take after all.
+  [[nodiscard]] bool look_before_sleep() {
+    if (plan_.before_sleep == BeforeSleep::kNothing) return true;
+    device_.withdraw_wish();
+    return plan_.before_sleep == BeforeSleep::kLooksForGood || device_.rearm() == kArmed;
   }
 
   // What lies in the tables from the last batch is read by nobody, but would make equal states look different.

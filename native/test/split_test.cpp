@@ -526,6 +526,30 @@ TEST_CASE("split: an answer while armed reports armed and leaves the wish alone"
   CHECK(queue.counters.rearms == 1);
 }
 
+TEST_CASE("split: a wish that is withdrawn gets no kick for the next entry, and can be made again") {
+  for (const bool event_idx : {true, false}) {
+    CAPTURE(event_idx);
+    TestQueue<> queue({.size = 4, .event_idx = event_idx, .base = 65'535});
+    const auto wants_kick = [&](std::uint16_t old) {
+      const auto next = static_cast<std::uint16_t>(old + 1);
+      return event_idx ? need_event(queue.driver.avail_event(), next, old) : queue.driver.used_flags() == 0;
+    };
+    CHECK(queue.device.complete(0, true) == kArmed);
+    CHECK(wants_kick(65'535));
+    queue.device.withdraw_wish();
+    CHECK_FALSE(queue.device.armed());
+    CHECK_FALSE(wants_kick(65'535));
+    queue.device.withdraw_wish();
+    CHECK_FALSE(wants_kick(65'535));
+    offer_request(queue, 0);
+    CHECK_FALSE(wants_kick(0));
+    CHECK(queue.device.rearm() == kMore);
+    CHECK(queue.serve(false) == kSignalled);
+    CHECK(queue.device.rearm() == kArmed);
+    CHECK(wants_kick(0));
+  }
+}
+
 TEST_CASE("split: a signal is owed while the driver waits for an entry that is published and was not signalled") {
   TestQueue<> queue({.size = 4, .event_idx = true, .base = 65'534, .framing = {0, false}});
   const auto serve_one = [&queue] {

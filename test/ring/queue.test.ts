@@ -516,6 +516,21 @@ test('a publish polls for nothing while another request is in flight: its answer
   t.true(bench.queue.armed)
 })
 
+test('a publish may poll although kicks were asked for while its requests were in flight', (t) => {
+  const bench = new Bench(t)
+  void bench.submit()
+  const request = bench.takeOne()
+  bench.queue.rearm()
+  t.true(bench.queue.armed)
+  bench.queue.record(request, request.ok())
+  t.true(bench.queue.publish(3e6).polled)
+  t.true(bench.queue.armed, 'in vain, so kicks are asked for again')
+  const again = bench.queue.take(8)
+  t.is(again.count, 0)
+  void bench.submit()
+  t.is(bench.driver.counts.kicks, 2)
+})
+
 test('a poll ends as soon as another thread publishes a request, of which nobody kicks', async (t) => {
   const bench = new Bench(t)
   void bench.submit()
