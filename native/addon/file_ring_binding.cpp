@@ -22,8 +22,9 @@
 namespace hushring {
 namespace {
 
-// Operations told by one call; more are told by the next one.
-constexpr std::size_t kEndRows = 256;
+// Operations told by one call; more are told by the next one. So few, because the driver can go on with their answers while
+// the next ones are told.
+constexpr std::size_t kEndRows = 8;
 constexpr std::size_t kEndWords = 2;
 
 class FileRing {

@@ -82,7 +82,7 @@ FileRing::FileRing(std::unique_ptr<IoUring> ring, int file, const FileRingOption
     : ring_(std::move(ring)), file_(file), options_(options) {}
 
 std::unique_ptr<FileRing> FileRing::open(int file, const FileRingOptions& options, Result& failure) noexcept {
-  std::unique_ptr<IoUring> ring = IoUring::open(options.entry_count, failure);
+  std::unique_ptr<IoUring> ring = IoUring::open(options.entry_count, failure, options.may_defer);
   if (ring == nullptr) return nullptr;
   // With O_NONBLOCK a transfer that has to wait ends with EAGAIN instead of waiting.
   const int flags = ::fcntl(file, F_GETFL);
@@ -207,6 +207,24 @@ void FileRing::continue_with(Operation& operation, std::int32_t result) {
 }
 
 std::size_t FileRing::turn(std::span<FileRingEnd> ends) {
+  if (ended_.size() < ends.size() || !waiting_.empty()) enter_kernel();
+  std::size_t count = 0;
+  while (count < ends.size() && !ended_.empty()) {
+    const FileRingEnd end = ended_.front();
+    ended_.pop_front();
+    Operation& operation = *operations_[end.number];
+    operation.buffer.reset();
+    operation.pieces.clear();
+    operation.rest.clear();
+    free_.push_back(end.number);
+    ends[count++] = end;
+  }
+  return count;
+}
+
+// Submits what waits and gathers what has ended. Afterwards a wake-up is expected, unless nothing is in the kernel.
+void FileRing::enter_kernel() {
+  ring_->suppress_wake();
   for (;;) {
     int error = 0;
     if (broken_ == 0) {
@@ -221,6 +239,7 @@ std::size_t FileRing::turn(std::span<FileRingEnd> ends) {
       prepared_.clear();
       waiting_.clear();
     }
+    ring_->gather();
     bool any = false;
     for (; const io_uring_cqe* const completion = ring_->front(); any = true) {
       continue_with(*operations_[static_cast<std::uint32_t>(completion->user_data)], completion->res);
@@ -228,20 +247,9 @@ std::size_t FileRing::turn(std::span<FileRingEnd> ends) {
       --in_kernel_count_;
     }
     // Something was gathered, so there is room for what waits: for the rest of a transfer, or for the next one.
-    if (!any || waiting_.empty()) break;
+    if (any && !waiting_.empty()) continue;
+    if (in_kernel_count_ == 0 || ring_->expect_wake()) return;
   }
-  std::size_t count = 0;
-  while (count < ends.size() && !ended_.empty()) {
-    const FileRingEnd end = ended_.front();
-    ended_.pop_front();
-    Operation& operation = *operations_[end.number];
-    operation.buffer.reset();
-    operation.pieces.clear();
-    operation.rest.clear();
-    free_.push_back(end.number);
-    ends[count++] = end;
-  }
-  return count;
 }
 
 }  // namespace hushring::os

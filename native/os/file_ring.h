@@ -37,6 +37,7 @@ struct FileRingOptions {
   // What addresses and lengths must be multiples of, a power of two: with O_DIRECT. Pieces that are not go through a
   // buffer. 1: anything goes.
   std::size_t alignment;
+  bool may_defer = true;  // see IoUring::open
 };
 
 // How an operation ended.
@@ -56,7 +57,7 @@ class FileRing {
   FileRing& operator=(const FileRing&) = delete;
 
   // Readable while turn() has something to gather.
-  [[nodiscard]] int fd() const noexcept { return ring_->fd(); }
+  [[nodiscard]] int fd() const noexcept { return ring_->wake_fd(); }
 
   // Adds a piece to the operation that begin() begins next.
   void add_piece(std::span<std::byte> piece);
@@ -64,7 +65,7 @@ class FileRing {
   [[nodiscard]] std::uint32_t begin(FileVerb verb, std::int64_t file_offset_bytes);
 
   // Submits what was begun, as much as the kernel takes, and gathers what has ended. Returns how many it put into `ends`;
-  // when that is all there was room for, there may be more.
+  // when that is all there was room for, there may be more, and fd() tells of none of them.
   [[nodiscard]] std::size_t turn(std::span<FileRingEnd> ends);
 
   [[nodiscard]] unsigned in_kernel_count() const noexcept { return in_kernel_count_; }
@@ -77,6 +78,7 @@ class FileRing {
   FileRing(std::unique_ptr<IoUring> ring, int file, const FileRingOptions& options);
   void prepare();
   void submit(int& error);
+  void enter_kernel();
   void continue_with(Operation& operation, std::int32_t result);
 
   const std::unique_ptr<IoUring> ring_;

@@ -8,19 +8,30 @@
 #include <atomic>
 #include <cerrno>
 #include <cstring>
+#include <tuple>
+
+#include "os/eventfd.h"
 
 // Headers of older kernels lack these; an older kernel refuses them with EINVAL.
 #ifndef IORING_SETUP_COOP_TASKRUN
 #define IORING_SETUP_COOP_TASKRUN (1U << 8)
 #endif
+#ifndef IORING_SETUP_TASKRUN_FLAG
+#define IORING_SETUP_TASKRUN_FLAG (1U << 9)
+#define IORING_SQ_TASKRUN (1U << 2)
+#endif
 #ifndef IORING_SETUP_SINGLE_ISSUER
 #define IORING_SETUP_SINGLE_ISSUER (1U << 12)
+#endif
+#ifndef IORING_SETUP_DEFER_TASKRUN
+#define IORING_SETUP_DEFER_TASKRUN (1U << 13)
 #endif
 
 // The numbers are the same on every architecture (asm-generic/unistd.h).
 #ifndef __NR_io_uring_setup
 #define __NR_io_uring_setup 425
 #define __NR_io_uring_enter 426
+#define __NR_io_uring_register 427
 #endif
 
 namespace hushring::os {
@@ -31,8 +42,11 @@ namespace {
 constexpr std::uint32_t kNeededFeatures =
     IORING_FEAT_SINGLE_MMAP | IORING_FEAT_NODROP | IORING_FEAT_SUBMIT_STABLE | IORING_FEAT_RW_CUR_POS;
 
-// Nobody interrupts this thread to tell it of completions: it looks when it enters the kernel anyway.
-constexpr std::uint32_t kWishedFlags = IORING_SETUP_COOP_TASKRUN | IORING_SETUP_SINGLE_ISSUER;
+// Nobody interrupts this thread to tell it of completions. They are put into the ring when it asks for them (Linux 6.1),
+// or whenever it enters the kernel, if only for epoll, which is left and entered again for it (Linux 6.0).
+constexpr std::uint32_t kDeferringFlags =
+    IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SINGLE_ISSUER;
+constexpr std::uint32_t kCooperatingFlags = IORING_SETUP_COOP_TASKRUN | IORING_SETUP_SINGLE_ISSUER;
 
 int setup(unsigned entry_count, std::uint32_t flags, io_uring_params& params) noexcept {
   params = {};
@@ -55,10 +69,13 @@ bool IoUring::Mapping::map(int fd, std::size_t length_bytes, std::uint64_t offse
   return true;
 }
 
-std::unique_ptr<IoUring> IoUring::open(unsigned entry_count, Result& failure) noexcept {
+std::unique_ptr<IoUring> IoUring::open(unsigned entry_count, Result& failure, bool may_defer) noexcept {
   io_uring_params params;
-  int fd = setup(entry_count, kWishedFlags, params);
-  if (fd < 0 && errno == EINVAL) fd = setup(entry_count, 0, params);
+  int fd = -1;
+  for (const std::uint32_t flags : {may_defer ? kDeferringFlags : kCooperatingFlags, kCooperatingFlags, 0U}) {
+    fd = setup(entry_count, flags, params);
+    if (fd >= 0 || errno != EINVAL) break;
+  }
   if (fd < 0) {
     failure = Result::failed("io_uring_setup");
     return nullptr;
@@ -76,7 +93,18 @@ std::unique_ptr<IoUring> IoUring::open(unsigned entry_count, Result& failure) no
     failure = Result::failed("mmap");
     return nullptr;
   }
+  if ((params.flags & IORING_SETUP_DEFER_TASKRUN) != 0) {
+    const Result wake = eventfd_create();
+    ring->wake_.reset(wake.value);
+    const int wake_fd = wake.value;
+    if (wake.error != 0 || ::syscall(__NR_io_uring_register, fd, IORING_REGISTER_EVENTFD, &wake_fd, 1) < 0) {
+      failure = wake.error != 0 ? wake : Result::failed("io_uring_register");
+      return nullptr;
+    }
+  }
   const Mapping& rings = ring->rings_;
+  ring->shared_sq_flags_ = rings.as<std::uint32_t>(params.sq_off.flags);
+  ring->shared_cq_flags_ = rings.as<std::uint32_t>(params.cq_off.flags);
   ring->shared_sq_tail_ = rings.as<std::uint32_t>(params.sq_off.tail);
   ring->shared_cq_head_ = rings.as<std::uint32_t>(params.cq_off.head);
   ring->shared_cq_tail_ = rings.as<std::uint32_t>(params.cq_off.tail);
@@ -85,6 +113,7 @@ std::unique_ptr<IoUring> IoUring::open(unsigned entry_count, Result& failure) no
   ring->completion_count_ = params.cq_entries;
   ring->sq_mask_ = params.sq_entries - 1;
   ring->cq_mask_ = params.cq_entries - 1;
+  std::atomic_ref(*ring->shared_cq_flags_).store(IORING_CQ_EVENTFD_DISABLED, std::memory_order_relaxed);
   // Entries are submitted in the order in which they lie, always.
   auto* const order = rings.as<std::uint32_t>(params.sq_off.array);
   for (std::uint32_t index = 0; index < params.sq_entries; ++index) order[index] = index;
@@ -111,9 +140,36 @@ Result IoUring::enter(unsigned submit_count, unsigned wait_count, unsigned flags
 Result IoUring::submit() noexcept {
   // Without SQPOLL the kernel reads the entries in this thread, within the call below; release is for its own acquire.
   std::atomic_ref(*shared_sq_tail_).store(sq_tail_, std::memory_order_release);
-  const Result taken = enter(prepared_count(), 0, 0);
+  const Result taken = enter(prepared_count(), 0, IORING_ENTER_GETEVENTS);
   if (taken.error == 0) sq_submitted_ += static_cast<std::uint32_t>(taken.value);
   return taken;
+}
+
+bool IoUring::has_deferred() const noexcept {
+  return (std::atomic_ref(*shared_sq_flags_).load(std::memory_order_relaxed) & IORING_SQ_TASKRUN) != 0;
+}
+
+void IoUring::gather() noexcept {
+  if (has_deferred()) std::ignore = enter(0, 0, IORING_ENTER_GETEVENTS);
+}
+
+bool IoUring::expect_wake() noexcept {
+  if (wake_.get() < 0) return front() == nullptr;
+  std::atomic_ref(*shared_cq_flags_).store(0, std::memory_order_relaxed);
+  // The wish before the look, as the kernel defers a completion before it reads the wish: without the fence both could
+  // miss each other, and this thread would sleep for good.
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  expects_wake_ = true;
+  if (!has_deferred() && front() == nullptr) return true;
+  suppress_wake();
+  return false;
+}
+
+void IoUring::suppress_wake() noexcept {
+  if (!expects_wake_) return;
+  expects_wake_ = false;
+  std::atomic_ref(*shared_cq_flags_).store(IORING_CQ_EVENTFD_DISABLED, std::memory_order_relaxed);
+  eventfd_drain(wake_.get());
 }
 
 Result IoUring::wait() noexcept { return enter(0, 1, IORING_ENTER_GETEVENTS); }

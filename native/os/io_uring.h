@@ -19,14 +19,16 @@ class IoUring {
  public:
   // Null when the kernel refuses, and then `failure` says with what: ENOSYS also for a kernel before 5.6, whose rings
   // lack what is needed here; EPERM where it is switched off (kernel.io_uring_disabled) or filtered (seccomp).
-  // `entry_count` is how many operations are submitted by one system call; twice as many can be in the kernel.
-  [[nodiscard]] static std::unique_ptr<IoUring> open(unsigned entry_count, Result& failure) noexcept;
+  // `entry_count` is how many operations are submitted by one system call; twice as many can be in the kernel. `may_defer`
+  // is for tests of what is done where the kernel cannot defer completions (before Linux 6.1).
+  [[nodiscard]] static std::unique_ptr<IoUring> open(unsigned entry_count, Result& failure,
+                                                     bool may_defer = true) noexcept;
   ~IoUring();
   IoUring(const IoUring&) = delete;
   IoUring& operator=(const IoUring&) = delete;
 
-  // Readable while completions wait. Lent.
-  [[nodiscard]] int fd() const noexcept { return fd_.get(); }
+  // Readable when there are completions to gather, if expect_wake() was the last thing asked. Lent.
+  [[nodiscard]] int wake_fd() const noexcept { return wake_.get() >= 0 ? wake_.get() : fd_.get(); }
   // Completions that find room; more operations than that must not be in the kernel.
   [[nodiscard]] unsigned completion_count_max() const noexcept { return completion_count_; }
 
@@ -35,8 +37,14 @@ class IoUring {
   // Prepared, and not yet in the kernel.
   [[nodiscard]] unsigned prepared_count() const noexcept { return sq_tail_ - sq_submitted_; }
   // Gives what is prepared to the kernel, which may take only the first ones: their number. EAGAIN or EBUSY: none now,
-  // for want of memory or of room for completions.
+  // for want of memory or of room for completions. Gathers as well.
   [[nodiscard]] Result submit() noexcept;
+  // Has the kernel put completions that it has deferred where front() sees them.
+  void gather() noexcept;
+  // Asks to be woken, unless completions can be gathered: then it is false.
+  [[nodiscard]] bool expect_wake() noexcept;
+  // Asks not to be woken, and forgets what has woken this thread.
+  void suppress_wake() noexcept;
   // Waits for a completion.
   [[nodiscard]] Result wait() noexcept;
 
@@ -64,11 +72,16 @@ class IoUring {
 
   IoUring() noexcept = default;
   [[nodiscard]] Result enter(unsigned submit_count, unsigned wait_count, unsigned flags) noexcept;
+  [[nodiscard]] bool has_deferred() const noexcept;
 
   UniqueFd fd_;
+  UniqueFd wake_;  // an eventfd when the kernel defers completions; without one the ring itself is watched
+  bool expects_wake_ = false;
   Mapping rings_;
   Mapping entries_;
-  std::uint32_t* shared_sq_tail_ = nullptr;  // written here, read by the kernel within io_uring_enter
+  std::uint32_t* shared_sq_tail_ = nullptr;   // written here, read by the kernel within io_uring_enter
+  std::uint32_t* shared_sq_flags_ = nullptr;  // written by the kernel
+  std::uint32_t* shared_cq_flags_ = nullptr;  // written here
   std::uint32_t* shared_cq_head_ = nullptr;  // written here
   std::uint32_t* shared_cq_tail_ = nullptr;  // written by the kernel
   io_uring_cqe* completions_ = nullptr;

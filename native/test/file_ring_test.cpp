@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
@@ -30,6 +31,14 @@ namespace {
 using namespace hushring::os;
 
 constexpr FileRingOptions kOptions{.entry_count = 8, .inline_bytes_max = 1 << 16, .alignment = 1};
+// As on a kernel that cannot defer completions.
+constexpr FileRingOptions kUndeferred{
+    .entry_count = 8, .inline_bytes_max = 1 << 16, .alignment = 1, .may_defer = false};
+
+bool is_readable(const FileRing& ring, int timeout_ms) {
+  pollfd ready{.fd = ring.fd(), .events = POLLIN, .revents = 0};
+  return ::poll(&ready, 1, timeout_ms) == 1;
+}
 
 // Null, with a message, where this machine does not allow io_uring: then there is nothing to be tested.
 std::unique_ptr<FileRing> open_ring(int file, const FileRingOptions& options = kOptions) {
@@ -49,8 +58,7 @@ std::vector<FileRingEnd> ends_of(FileRing& ring, std::size_t count) {
       all.insert(all.end(), some.begin(), some.begin() + static_cast<std::ptrdiff_t>(got));
     }
     if (all.size() >= count) return all;
-    pollfd ready{.fd = ring.fd(), .events = POLLIN, .revents = 0};
-    REQUIRE(::poll(&ready, 1, 10'000) == 1);
+    REQUIRE(is_readable(ring, 10'000));
   }
 }
 
@@ -62,8 +70,10 @@ TEST_CASE("a ring moves the pieces of transfers to their places") {
   constexpr std::size_t kFileBytes = std::size_t{1} << 18;
   const UniqueFd file(memfd_create("file_ring", kFileBytes, false).value);
   // With an alignment the pieces, which have none, go through a buffer.
-  for (const std::size_t alignment : {std::size_t{1}, std::size_t{512}}) {
-    const auto ring = open_ring(file.get(), {.entry_count = 8, .inline_bytes_max = 1 << 16, .alignment = alignment});
+  FileRingOptions aligned = kOptions;
+  aligned.alignment = 512;
+  for (const FileRingOptions& options : {kOptions, aligned, kUndeferred}) {
+    const auto ring = open_ring(file.get(), options);
     if (ring == nullptr) return;
     for (int round = 0; round < 30; ++round) {
       const std::size_t offset = below(kFileBytes - 1);
@@ -146,6 +156,68 @@ TEST_CASE("more operations than the ring has room for all end") {
   std::vector<std::byte> stored(1000);
   CHECK(::pread(file.get(), stored.data(), 1000, 0) == 1000);
   CHECK(stored == bytes);
+}
+
+TEST_CASE("a ring is readable when something has ended, until it is told") {
+  for (const FileRingOptions& options : {kOptions, kUndeferred}) {
+    CAPTURE(options.may_defer);
+    std::array<int, 2> pipe_ends{};
+    REQUIRE(::pipe(pipe_ends.data()) == 0);
+    const UniqueFd reader(pipe_ends[0]);
+    const UniqueFd writer(pipe_ends[1]);
+    const auto ring = open_ring(reader.get(), options);
+    if (ring == nullptr) return;
+    std::array<FileRingEnd, 8> some{};
+    std::array<std::byte, 3> target{};
+    for (int round = 0; round < 3; ++round) {
+      for (std::byte& byte : target) {
+        ring->add_piece({&byte, 1});
+        std::ignore = ring->begin(FileVerb::kRead, 0);
+      }
+      CHECK(ring->turn(some) == 0);
+      CHECK_FALSE(is_readable(*ring, 0));
+      // The second and third one end after the first one was told: a wake-up each that is asked for anew.
+      for (std::size_t ended = 0; ended < target.size(); ++ended) {
+        const std::byte one{7};
+        CHECK(::write(writer.get(), &one, 1) == 1);
+        REQUIRE(is_readable(*ring, 10'000));
+        CHECK(ring->turn(some) == 1);
+        CHECK_FALSE(is_readable(*ring, 0));
+      }
+    }
+    CHECK(ring->in_kernel_count() == 0);
+  }
+}
+
+TEST_CASE("no end is lost that comes while a ring looks") {
+  for (const FileRingOptions& options : {kOptions, kUndeferred}) {
+    CAPTURE(options.may_defer);
+    std::array<int, 2> pipe_ends{};
+    REQUIRE(::pipe(pipe_ends.data()) == 0);
+    const UniqueFd reader(pipe_ends[0]);
+    const UniqueFd writer(pipe_ends[1]);
+    const auto ring = open_ring(reader.get(), options);
+    if (ring == nullptr) return;
+    constexpr unsigned kRounds = 20'000;
+    std::atomic<unsigned> begun = 0;
+    // Ends each read soon after it began: before, while or after the ring asks to be woken.
+    std::thread peer([&] {
+      const std::byte one{7};
+      for (unsigned round = 0; round < kRounds; ++round) {
+        while (begun <= round) std::this_thread::yield();
+        for (unsigned spin = round * 37 % 4096; spin > 0; --spin) std::atomic_signal_fence(std::memory_order_seq_cst);
+        CHECK(::write(writer.get(), &one, 1) == 1);
+      }
+    });
+    std::byte target{};
+    for (unsigned round = 0; round < kRounds; ++round) {
+      ring->add_piece({&target, 1});
+      std::ignore = ring->begin(FileVerb::kRead, 0);
+      ++begun;
+      REQUIRE(ends_of(*ring, 1).at(0).value == 1);
+    }
+    peer.join();
+  }
 }
 
 TEST_CASE("a ring that ends waits for what the kernel still moves") {

@@ -78,16 +78,25 @@ export interface AdaptiveOptions {
   readonly pollMicrosMax?: number
 }
 
+/** How many ready answers are a crowd: a quarter of what is in flight, within these limits. */
+const CROWD_COUNT = { min: 8, max: 64 } as const
+
 /**
  * The default: answers that come alone go out alone, answers that come in a crowd go out together. As long as
  * requests are unanswered, ready ones wait for the end of the turn of the event loop, in which everything that
- * finished meanwhile is gathered; 64 ready answers are crowd enough. While requests keep coming, a virtqueue that has
+ * finished meanwhile is gathered, or until they are a quarter of what is in flight, 8 at least and 64 at most: with those
+ * the other side has something to do while the rest is answered. While requests keep coming, a virtqueue that has
  * answered everything looks for the next one for a while before it asks for a kick.
  */
 export function adaptive(options: AdaptiveOptions = {}): SuppressionPolicy {
   refuseUnknownOptions(options, ['pollMicrosMax'])
   const pollMicrosMax = numberIn('pollMicrosMax', options.pollMicrosMax ?? 100, 0, POLL_MICROS_MAX)
-  return Object.assign(coalesce({ countMax: 64, holdMicrosMax: 0 }), { pollMicrosMax })
+  const hold = ({ readyCount, unansweredCount, urgent }: Load): Hold => {
+    const quarter = (readyCount + unansweredCount) / 4
+    const crowdCount = Math.min(CROWD_COUNT.max, Math.max(CROWD_COUNT.min, quarter))
+    return urgent || unansweredCount === 0 || readyCount >= crowdCount ? 'now' : 'turn'
+  }
+  return Object.assign(hold, { pollMicrosMax })
 }
 
 /** Options of {@link anticipate}. */

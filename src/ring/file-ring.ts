@@ -1,6 +1,6 @@
 import { getSystemErrorName } from 'node:util'
 import { FileRingEnd, FileRingVerb, type NativeFileRing, type NativeWatch } from '../native.ts'
-import { atBatchEnd, inBatchScope } from './batch-scope.ts'
+import { atBatchEnd, enterBatchScope, leaveBatchScope } from './batch-scope.ts'
 import { Later } from './later.ts'
 import { type SegmentList, visitPieces } from './segments.ts'
 
@@ -138,21 +138,37 @@ export class FileRing {
     return operation
   }
 
-  readonly #onReadable = (): void => inBatchScope(this.#turn)
+  /**
+   * Wakes up. What has ended is answered in groups and not all at once: the driver goes on with the first ones while the next
+   * ones are answered.
+   */
+  readonly #onReadable = (): void => {
+    let more: boolean
+    do {
+      enterBatchScope()
+      try {
+        more = this.#settleSome()
+      } finally {
+        leaveBatchScope()
+      }
+    } while (more)
+  }
 
-  /** Gives the kernel what was begun and settles what has ended. Within a batch scope, whose other turns come after it. */
+  /** At the end of a batch, with which everything goes out that has ended by then. */
   readonly #turn = (): void => {
+    while (this.#settleSome()) {}
+  }
+
+  /** Gives the kernel what was begun and settles some of what has ended; true when there may be more. */
+  #settleSome(): boolean {
     this.#willTurn = false
     const { ends } = this.#ring
-    const rowCountMax = ends.length / FileRingEnd.words
-    let rowCount: number
-    do {
-      rowCount = this.#ring.turn()
-      for (let row = 0; row < rowCount; row++) {
-        const at = row * FileRingEnd.words
-        this.#end(ends[at + FileRingEnd.number]!, ends[at + FileRingEnd.value]!)
-      }
-    } while (rowCount === rowCountMax)
+    const rowCount = this.#ring.turn()
+    for (let row = 0; row < rowCount; row++) {
+      const at = row * FileRingEnd.words
+      this.#end(ends[at + FileRingEnd.number]!, ends[at + FileRingEnd.value]!)
+    }
+    if (rowCount === ends.length / FileRingEnd.words) return true
     if (this.#pendingCount === 0) {
       this.#watch.unref()
       this.#onIdle?.()
@@ -161,6 +177,7 @@ export class FileRing {
       this.#willTurn = true
       setImmediate(this.#onReadable)
     }
+    return false
   }
 
   #end(number: number, value: number): void {

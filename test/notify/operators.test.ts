@@ -846,6 +846,17 @@ test('policies: adaptive lets a lone answer go and gathers a crowd until the end
   t.is(policy({ readyCount: 1, unansweredCount: 5, urgent: true, held: false }), 'now')
 })
 
+test('policies: for adaptive a quarter of what is in flight is a crowd, 8 at least and 64 at most', (t) => {
+  const policy = adaptive()
+  const crowdOf = (inFlightCount: number): number => {
+    for (let readyCount = 1; ; readyCount++) {
+      const load = { readyCount, unansweredCount: inFlightCount - readyCount, urgent: false, held: false }
+      if (policy(load) === 'now') return readyCount
+    }
+  }
+  t.deepEqual([4, 20, 32, 36, 128, 256, 1024].map(crowdOf), [4, 8, 8, 9, 32, 64, 64])
+})
+
 /** What a policy decides when answers of so many at a time get ready; a held group ends when the list says `expiry`. */
 function decisions(policy: SuppressionPolicy, steps: readonly (number | 'expiry')[]): Hold[] {
   let readyCount = 0
