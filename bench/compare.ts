@@ -8,14 +8,7 @@ import { join } from 'node:path'
 import { fileURLToPath, pathToFileURL } from 'node:url'
 import { parseArgs } from 'node:util'
 import { start } from '../test/helpers/processes.ts'
-import {
-  cpuMicrosPerRequest,
-  type LoadOrder,
-  type LoadSample,
-  pinBackEnd,
-  runLoad,
-  WARM_UP_MS,
-} from './load.ts'
+import { cpuMicrosPerRequest, type LoadOrder, type LoadSample, pinBackEnd, runLoad, warmUp } from './load.ts'
 import { Scope } from './scope.ts'
 import { interleave, markdownTable, medianInterval, spreadOf } from './statistics.ts'
 import { ratios } from './targets.ts'
@@ -174,7 +167,7 @@ async function compare(commits: readonly string[], rounds: number, ms: number, o
           { socketPath, pid }: (typeof sides)[number],
           durationMs: number,
         ): Promise<LoadSample> => runLoad([socketPath], pid, { ...order, durationMs })
-        for (const side of sides) await drive(side, Math.max(WARM_UP_MS, ms))
+        for (const side of sides) await warmUp((warmUpMs) => drive(side, warmUpMs))
         const [one, other] = await interleave(sides, rounds, (side) => drive(side, ms))
         table.push(cellsOf(name, one!, other!))
       } finally {

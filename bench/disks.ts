@@ -6,14 +6,7 @@ import { GiB, KiB, MiB, type TransportStats } from '../src/index.ts'
 import { type ServeOptions, serveWithHushring, serveWithStorageDaemon } from '../test/helpers/back-ends.ts'
 import { start, temporaryDirectory } from '../test/helpers/processes.ts'
 import { storageDaemon } from '../test/helpers/tools.ts'
-import {
-  cpuMicrosPerRequest,
-  type LoadOrder,
-  type LoadSample,
-  pinBackEnd,
-  runLoad,
-  WARM_UP_MS,
-} from './load.ts'
+import { cpuMicrosPerRequest, type LoadOrder, type LoadSample, pinBackEnd, runLoad, warmUp } from './load.ts'
 import { Scope } from './scope.ts'
 import { type BenchOptions, notRun, type Section } from './section.ts'
 import { interleave, iopsCell, markdownTable, spreadOf } from './statistics.ts'
@@ -357,7 +350,7 @@ async function measure(
       const { socketPaths, pid } = served.get(backEnd)!
       return await runLoad(socketPaths, pid, dividedBy(socketPaths.length, load.order({ ...options, ms })))
     }
-    for (const one of cases) await drive(one, Math.max(WARM_UP_MS, options.ms))
+    for (const one of cases) await warmUp((ms) => drive(one, ms))
     const samples = await interleave(cases, options.rounds, (one) => drive(one, options.ms))
     return { cases, samples }
   } finally {
