@@ -209,8 +209,13 @@ export interface NativeFileRingOptions {
 
 /** Reads, writes and flushes of one file through io_uring. Functions are bound. */
 export interface NativeFileRing {
-  /** Readable while {@link turn} has something to gather. Lent: closed by {@link close}. */
+  /**
+   * Readable when something has ended since a {@link turn} that filled fewer rows than there are. Lent: closed by
+   * {@link close}.
+   */
   readonly fd: number
+  /** Whether {@link fd} has to be read by whoever watches it. False where the kernel is older than Linux 6.1. */
+  readonly fdIsEventfd: boolean
   /** Rows of {@link FileRingEnd.words} numbers that {@link turn} fills. */
   readonly ends: Float64Array
   /**

@@ -127,9 +127,11 @@ Napi::Value open_file_ring(const Napi::CallbackInfo& info) {
   if (ring == nullptr) return value_or_throw(env, failure);
 
   const int fd = ring->fd();
+  const bool fd_is_eventfd = ring->fd_is_eventfd();
   const auto handle = make_handle(std::make_unique<FileRing>(env, std::move(ring)), "the ring of the file is closed");
   const Napi::Object object = Napi::Object::New(env);
   object.Set("fd", fd);
+  object.Set("fdIsEventfd", fd_is_eventfd);
   object.Set("ends", handle->bound->table());
   define_hot(object, "addPiece", add_piece, handle);
   define_hot(object, "begin", begin, handle);

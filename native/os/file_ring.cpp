@@ -175,15 +175,24 @@ void FileRing::prepare() {
   }
 }
 
-// Submits what is prepared, as long as the kernel takes any.
-void FileRing::submit(int& error) {
-  while (!prepared_.empty()) {
+// Submits what waits, as long as the kernel takes any.
+void FileRing::submit_waiting() {
+  int error = broken_;
+  if (error == 0) prepare();
+  while (error == 0 && !prepared_.empty()) {
     const Result taken = ring_->submit();
     error = taken.error;
-    if (error != 0 || taken.value == 0) return;
+    if (error != 0 || taken.value == 0) break;
     for (int count = taken.value; count > 0; --count) prepared_.pop_front();
     in_kernel_count_ += static_cast<unsigned>(taken.value);
   }
+  if (error == 0 || error == EAGAIN || error == EBUSY) return;
+  broken_ = error;
+  // What lies in the ring is never submitted any more, so nobody will work with its memory.
+  for (const std::uint32_t number : prepared_) ended_.push_back({number, -broken_});
+  for (const std::uint32_t number : waiting_) ended_.push_back({number, -broken_});
+  prepared_.clear();
+  waiting_.clear();
 }
 
 // Has an operation end, or go on, after the kernel did a part of it with `result`.
@@ -222,34 +231,40 @@ std::size_t FileRing::turn(std::span<FileRingEnd> ends) {
   return count;
 }
 
-// Submits what waits and gathers what has ended. Afterwards a wake-up is expected, unless nothing is in the kernel.
+// Submits what waits and gathers what has ended. Afterwards whatever ends wakes.
 void FileRing::enter_kernel() {
-  ring_->suppress_wake();
   for (;;) {
-    int error = 0;
-    if (broken_ == 0) {
-      prepare();
-      submit(error);
-      if (error != 0 && error != EAGAIN && error != EBUSY) broken_ = error;
-    }
-    if (broken_ != 0) {
-      // What lies in the ring is never submitted any more, so nobody will work with its memory.
-      for (const std::uint32_t number : prepared_) ended_.push_back({number, -broken_});
-      for (const std::uint32_t number : waiting_) ended_.push_back({number, -broken_});
-      prepared_.clear();
-      waiting_.clear();
-    }
+    ring_->suppress_wake();
+    submit_waiting();
     ring_->gather();
-    bool any = false;
-    for (; const io_uring_cqe* const completion = ring_->front(); any = true) {
-      continue_with(*operations_[static_cast<std::uint32_t>(completion->user_data)], completion->res);
-      ring_->pop();
-      --in_kernel_count_;
-    }
-    // Something was gathered, so there is room for what waits: for the rest of a transfer, or for the next one.
-    if (any && !waiting_.empty()) continue;
-    if (in_kernel_count_ == 0 || ring_->expect_wake()) return;
+    // What was gathered left room for what waits: for the rest of a transfer, or for the next one.
+    if (collect() && !waiting_.empty()) continue;
+    if (!collect_until_asleep() || waiting_.empty()) return;
   }
+}
+
+// Asks to be woken. True when something was gathered meanwhile.
+bool FileRing::collect_until_asleep() {
+  bool any = false;
+  // Each round but the last one takes something out of the kernel, and nothing is put in.
+  while (in_kernel_count_ > 0) {
+    const bool wakes = ring_->expect_wake();
+    const bool more = collect();
+    if (wakes && !more) break;
+    any = any || more;
+  }
+  return any;
+}
+
+// Has what the kernel is through with end, or go on. False when there was nothing.
+bool FileRing::collect() {
+  bool any = false;
+  for (; const io_uring_cqe* const completion = ring_->front(); any = true) {
+    continue_with(*operations_[static_cast<std::uint32_t>(completion->user_data)], completion->res);
+    ring_->pop();
+    --in_kernel_count_;
+  }
+  return any;
 }
 
 }  // namespace hushring::os

@@ -56,8 +56,10 @@ class FileRing {
   FileRing(const FileRing&) = delete;
   FileRing& operator=(const FileRing&) = delete;
 
-  // Readable while turn() has something to gather.
+  // Readable when something has ended since a turn() that told fewer than it had room for. Whoever watches it reads it, if it
+  // is an eventfd.
   [[nodiscard]] int fd() const noexcept { return ring_->wake_fd(); }
+  [[nodiscard]] bool fd_is_eventfd() const noexcept { return ring_->defers(); }
 
   // Adds a piece to the operation that begin() begins next.
   void add_piece(std::span<std::byte> piece);
@@ -77,8 +79,10 @@ class FileRing {
 
   FileRing(std::unique_ptr<IoUring> ring, int file, const FileRingOptions& options);
   void prepare();
-  void submit(int& error);
+  void submit_waiting();
   void enter_kernel();
+  [[nodiscard]] bool collect_until_asleep();
+  [[nodiscard]] bool collect();
   void continue_with(Operation& operation, std::int32_t result);
 
   const std::unique_ptr<IoUring> ring_;

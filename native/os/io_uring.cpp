@@ -9,10 +9,11 @@
 #include <cerrno>
 #include <cstring>
 #include <tuple>
+#include <utility>
 
 #include "os/eventfd.h"
 
-// Headers of older kernels lack these; an older kernel refuses them with EINVAL.
+// Headers before Linux 6.1 lack some of these; an older kernel refuses them with EINVAL.
 #ifndef IORING_SETUP_COOP_TASKRUN
 #define IORING_SETUP_COOP_TASKRUN (1U << 8)
 #endif
@@ -71,17 +72,21 @@ bool IoUring::Mapping::map(int fd, std::size_t length_bytes, std::uint64_t offse
 
 std::unique_ptr<IoUring> IoUring::open(unsigned entry_count, Result& failure, bool may_defer) noexcept {
   io_uring_params params;
+  std::unique_ptr<IoUring> ring(new IoUring);
   int fd = -1;
-  for (const std::uint32_t flags : {may_defer ? kDeferringFlags : kCooperatingFlags, kCooperatingFlags, 0U}) {
+  for (const std::uint32_t flags : {kDeferringFlags, kCooperatingFlags, 0U}) {
+    if (flags == kDeferringFlags && !may_defer) continue;
     fd = setup(entry_count, flags, params);
-    if (fd >= 0 || errno != EINVAL) break;
+    if (fd < 0 && errno == EINVAL) continue;
+    ring->fd_.reset(fd);  // close-on-exec, as the kernel makes it
+    // Without an eventfd, or where a filter refuses to have it known to the kernel, nothing is deferred.
+    if (fd >= 0 && flags == kDeferringFlags && !ring->register_wake()) continue;
+    break;
   }
   if (fd < 0) {
     failure = Result::failed("io_uring_setup");
     return nullptr;
   }
-  std::unique_ptr<IoUring> ring(new IoUring);
-  ring->fd_.reset(fd);  // close-on-exec, as the kernel makes it
   if ((params.features & kNeededFeatures) != kNeededFeatures) {
     failure = Result::failed("io_uring_setup", ENOSYS);
     return nullptr;
@@ -92,15 +97,6 @@ std::unique_ptr<IoUring> IoUring::open(unsigned entry_count, Result& failure, bo
       !ring->entries_.map(fd, params.sq_entries * sizeof(io_uring_sqe), IORING_OFF_SQES)) {
     failure = Result::failed("mmap");
     return nullptr;
-  }
-  if ((params.flags & IORING_SETUP_DEFER_TASKRUN) != 0) {
-    const Result wake = eventfd_create();
-    ring->wake_.reset(wake.value);
-    const int wake_fd = wake.value;
-    if (wake.error != 0 || ::syscall(__NR_io_uring_register, fd, IORING_REGISTER_EVENTFD, &wake_fd, 1) < 0) {
-      failure = wake.error != 0 ? wake : Result::failed("io_uring_register");
-      return nullptr;
-    }
   }
   const Mapping& rings = ring->rings_;
   ring->shared_sq_flags_ = rings.as<std::uint32_t>(params.sq_off.flags);
@@ -113,7 +109,7 @@ std::unique_ptr<IoUring> IoUring::open(unsigned entry_count, Result& failure, bo
   ring->completion_count_ = params.cq_entries;
   ring->sq_mask_ = params.sq_entries - 1;
   ring->cq_mask_ = params.cq_entries - 1;
-  std::atomic_ref(*ring->shared_cq_flags_).store(IORING_CQ_EVENTFD_DISABLED, std::memory_order_relaxed);
+  ring->suppress_wake();
   // Entries are submitted in the order in which they lie, always.
   auto* const order = rings.as<std::uint32_t>(params.sq_off.array);
   for (std::uint32_t index = 0; index < params.sq_entries; ++index) order[index] = index;
@@ -145,31 +141,36 @@ Result IoUring::submit() noexcept {
   return taken;
 }
 
-bool IoUring::has_deferred() const noexcept {
-  return (std::atomic_ref(*shared_sq_flags_).load(std::memory_order_relaxed) & IORING_SQ_TASKRUN) != 0;
+bool IoUring::register_wake() noexcept {
+  UniqueFd wake(eventfd_create().value);
+  const int fd = wake.get();
+  if (fd < 0 || ::syscall(__NR_io_uring_register, fd_.get(), IORING_REGISTER_EVENTFD, &fd, 1) < 0) return false;
+  wake_ = std::move(wake);
+  return true;
 }
 
 void IoUring::gather() noexcept {
-  if (has_deferred()) std::ignore = enter(0, 0, IORING_ENTER_GETEVENTS);
+  if (defers()) std::ignore = enter(0, 0, IORING_ENTER_GETEVENTS);
 }
 
+// The kernel puts a completion on a list, reads the wish, and writes the eventfd if the list was empty. So the wish comes
+// first here, then a full barrier, then the look at the list, which only the kernel can take: the other way round a
+// completion could come after the look, find no wish, and nobody would be told of it. TASKRUN does not answer the same
+// question. It is set after the list, so it may be missing for what is there, and may be there for what was taken already:
+// it is cleared before each look, or a ring that trusts it would look for ever. What it is good for is to tell of what the
+// kernel left on the list because it was more than it takes at a time.
 bool IoUring::expect_wake() noexcept {
-  if (wake_.get() < 0) return front() == nullptr;
+  if (!defers()) return true;
   std::atomic_ref(*shared_cq_flags_).store(0, std::memory_order_relaxed);
-  // The wish before the look, as the kernel defers a completion before it reads the wish: without the fence both could
-  // miss each other, and this thread would sleep for good.
+  std::atomic_ref sq_flags(*shared_sq_flags_);
+  sq_flags.fetch_and(~std::uint32_t{IORING_SQ_TASKRUN}, std::memory_order_relaxed);
   std::atomic_thread_fence(std::memory_order_seq_cst);
-  expects_wake_ = true;
-  if (!has_deferred() && front() == nullptr) return true;
-  suppress_wake();
-  return false;
+  if (enter(0, 0, IORING_ENTER_GETEVENTS).error != 0) return true;
+  return (sq_flags.load(std::memory_order_relaxed) & IORING_SQ_TASKRUN) == 0;
 }
 
 void IoUring::suppress_wake() noexcept {
-  if (!expects_wake_) return;
-  expects_wake_ = false;
-  std::atomic_ref(*shared_cq_flags_).store(IORING_CQ_EVENTFD_DISABLED, std::memory_order_relaxed);
-  eventfd_drain(wake_.get());
+  if (defers()) std::atomic_ref(*shared_cq_flags_).store(IORING_CQ_EVENTFD_DISABLED, std::memory_order_relaxed);
 }
 
 Result IoUring::wait() noexcept { return enter(0, 1, IORING_ENTER_GETEVENTS); }

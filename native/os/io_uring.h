@@ -27,8 +27,10 @@ class IoUring {
   IoUring(const IoUring&) = delete;
   IoUring& operator=(const IoUring&) = delete;
 
-  // Readable when there are completions to gather, if expect_wake() was the last thing asked. Lent.
-  [[nodiscard]] int wake_fd() const noexcept { return wake_.get() >= 0 ? wake_.get() : fd_.get(); }
+  // Readable when completions have come after expect_wake(). Lent. An eventfd where the kernel defers completions, which
+  // whoever watches it has to read; else the ring itself.
+  [[nodiscard]] int wake_fd() const noexcept { return defers() ? wake_.get() : fd_.get(); }
+  [[nodiscard]] bool defers() const noexcept { return wake_.get() >= 0; }
   // Completions that find room; more operations than that must not be in the kernel.
   [[nodiscard]] unsigned completion_count_max() const noexcept { return completion_count_; }
 
@@ -39,11 +41,12 @@ class IoUring {
   // Gives what is prepared to the kernel, which may take only the first ones: their number. EAGAIN or EBUSY: none now,
   // for want of memory or of room for completions. Gathers as well.
   [[nodiscard]] Result submit() noexcept;
-  // Has the kernel put completions that it has deferred where front() sees them.
+  // Has the kernel put completions that it has deferred where front() sees them; some may be left.
   void gather() noexcept;
-  // Asks to be woken, unless completions can be gathered: then it is false.
+  // Asks to be woken, and gathers after that. To be called again until it is true and front() is null: then whatever
+  // comes wakes.
   [[nodiscard]] bool expect_wake() noexcept;
-  // Asks not to be woken, and forgets what has woken this thread.
+  // Asks not to be woken. A wake-up that was under way may still come.
   void suppress_wake() noexcept;
   // Waits for a completion.
   [[nodiscard]] Result wait() noexcept;
@@ -71,12 +74,11 @@ class IoUring {
   };
 
   IoUring() noexcept = default;
+  [[nodiscard]] bool register_wake() noexcept;
   [[nodiscard]] Result enter(unsigned submit_count, unsigned wait_count, unsigned flags) noexcept;
-  [[nodiscard]] bool has_deferred() const noexcept;
 
   UniqueFd fd_;
-  UniqueFd wake_;  // an eventfd when the kernel defers completions; without one the ring itself is watched
-  bool expects_wake_ = false;
+  UniqueFd wake_;
   Mapping rings_;
   Mapping entries_;
   std::uint32_t* shared_sq_tail_ = nullptr;   // written here, read by the kernel within io_uring_enter

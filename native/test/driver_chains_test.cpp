@@ -107,7 +107,8 @@ std::uint32_t wrong_chains(std::uint32_t count, std::uint32_t seed) {
       const auto writable = buffers(below(kBuffersMax + 1) + (readable_count == 0 ? 1 : 0), chain.writable);
       for (const auto& buffer : writable) chain.writable_bytes += buffer.length_bytes;
       bool is_added = false;
-      if (below(2) == 0 || readable.size() + writable.size() > 2 * kBuffersMax) {
+      // Without a free table there is no free descriptor either, and nothing can be added.
+      if (below(2) == 0 || readable.size() + writable.size() > 2 * kBuffersMax || free_tables.empty()) {
         is_added = driver.add(readable, writable, next_added);
       } else {
         const std::uint64_t at = kTablesAt + free_tables.back() * kTableBytes;

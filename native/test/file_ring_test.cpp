@@ -2,8 +2,10 @@
 #include <doctest/doctest.h>
 #include <fcntl.h>
 #include <linux/filter.h>
+#include <linux/io_uring.h>
 #include <linux/seccomp.h>
 #include <poll.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -12,16 +14,20 @@
 #include <array>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <filesystem>
 #include <memory>
 #include <random>
 #include <span>
+#include <system_error>
 #include <thread>
 #include <tuple>
 #include <vector>
 
+#include "os/eventfd.h"
 #include "os/file_ring.h"
 #include "os/memfd.h"
 #include "os/unique_fd.h"
@@ -37,7 +43,9 @@ constexpr FileRingOptions kUndeferred{
 
 bool is_readable(const FileRing& ring, int timeout_ms) {
   pollfd ready{.fd = ring.fd(), .events = POLLIN, .revents = 0};
-  return ::poll(&ready, 1, timeout_ms) == 1;
+  if (::poll(&ready, 1, timeout_ms) != 1) return false;
+  if (ring.fd_is_eventfd()) eventfd_drain(ring.fd());
+  return true;
 }
 
 // Null, with a message, where this machine does not allow io_uring: then there is nothing to be tested.
@@ -199,6 +207,7 @@ TEST_CASE("no end is lost that comes while a ring looks") {
     const auto ring = open_ring(reader.get(), options);
     if (ring == nullptr) return;
     constexpr unsigned kRounds = 20'000;
+    std::array<FileRingEnd, 4> some{};
     std::atomic<unsigned> begun = 0;
     // Ends each read soon after it began: before, while or after the ring asks to be woken.
     std::thread peer([&] {
@@ -213,11 +222,71 @@ TEST_CASE("no end is lost that comes while a ring looks") {
     for (unsigned round = 0; round < kRounds; ++round) {
       ring->add_piece({&target, 1});
       std::ignore = ring->begin(FileVerb::kRead, 0);
+      // In every other round the ring has looked before, and sleeps.
+      if (round % 2 == 0) REQUIRE(ring->turn(some) == 0);
       ++begun;
       REQUIRE(ends_of(*ring, 1).at(0).value == 1);
     }
     peer.join();
   }
+}
+
+// The flags by which the kernel tells of completions that it has deferred, seen from outside of the ring.
+struct SubmissionFlags {
+  std::byte* rings = nullptr;
+  std::uint32_t offset_bytes = 0;
+
+  SubmissionFlags() {
+    // The layout is the same in each ring.
+    io_uring_params params{};
+    const UniqueFd other(static_cast<int>(::syscall(425, 8, &params)));
+    offset_bytes = params.sq_off.flags;
+    for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+      std::error_code error;
+      const int fd = std::atoi(entry.path().filename().c_str());
+      if (fd == other.get() || std::filesystem::read_symlink(entry.path(), error) != "anon_inode:[io_uring]") continue;
+      void* const mapped = ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, IORING_OFF_SQ_RING);
+      if (mapped != MAP_FAILED) rings = static_cast<std::byte*>(mapped);
+    }
+  }
+  ~SubmissionFlags() {
+    if (rings != nullptr) ::munmap(rings, 4096);
+  }
+  SubmissionFlags(const SubmissionFlags&) = delete;
+  SubmissionFlags& operator=(const SubmissionFlags&) = delete;
+
+  [[nodiscard]] std::atomic_ref<std::uint32_t> word() const {
+    return std::atomic_ref(*reinterpret_cast<std::uint32_t*>(rings + offset_bytes));
+  }
+};
+
+TEST_CASE("a ring does not stay in the kernel for a flag that the kernel set too late to mean anything") {
+  std::array<int, 2> pipe_ends{};
+  REQUIRE(::pipe(pipe_ends.data()) == 0);
+  const UniqueFd reader(pipe_ends[0]);
+  UniqueFd writer(pipe_ends[1]);
+  const auto ring = open_ring(reader.get());
+  if (ring == nullptr || !ring->fd_is_eventfd()) return;
+  const SubmissionFlags flags;
+  REQUIRE(flags.rings != nullptr);
+  std::array<std::byte, 1> target{};
+  ring->add_piece(target);
+  std::ignore = ring->begin(FileVerb::kRead, 0);
+  std::array<FileRingEnd, 4> some{};
+  CHECK(ring->turn(some) == 0);
+  constexpr std::uint32_t kTaskRun = 4;  // IORING_SQ_TASKRUN
+  CHECK((flags.word().load() & kTaskRun) == 0);
+  flags.word().fetch_or(kTaskRun);
+  // Ends the read, and with it a ring that waits for that, after a while.
+  std::thread peer([&] {
+    std::this_thread::sleep_for(std::chrono::seconds(2));
+    writer.reset();
+  });
+  CHECK(ring->turn(some) == 0);
+  CHECK(ring->in_kernel_count() == 1);
+  peer.join();
+  CHECK(is_readable(*ring, 10'000));
+  CHECK(ring->turn(some) == 1);
 }
 
 TEST_CASE("a ring that ends waits for what the kernel still moves") {
@@ -254,26 +323,43 @@ TEST_CASE("what the kernel refuses is told by its errno") {
   CHECK(ends_of(*ring, 1).at(0).value == -EINVAL);
 }
 
+// Has a system call give EPERM to this thread alone, as in containers. False where it cannot be: an emulated kernel has no
+// filters.
+bool refuse(std::uint32_t system_call) {
+  std::array<sock_filter, 4> program{{
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, system_call, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+  }};
+  const sock_fprog filter{.len = program.size(), .filter = program.data()};
+  return ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) == 0;
+}
+
 TEST_CASE("where io_uring is filtered the refusal is told") {
-  Result failure;
-  std::thread filtered([&] {
-    // For this thread alone: io_uring_setup gives EPERM, as in containers.
-    std::array<sock_filter, 4> program{{
-        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 425, 0, 1),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-    }};
-    const sock_fprog filter{.len = program.size(), .filter = program.data()};
-    // An emulated kernel has no filters; then there is nothing to be tested.
-    failure.error = EPERM;
-    if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) return;
-    if (::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) != 0) return;
-    failure = {};
+  std::thread filtered([] {
+    if (!refuse(425)) return;  // io_uring_setup
+    Result failure;
     CHECK(FileRing::open(0, kOptions, failure) == nullptr);
+    CHECK(failure.error == EPERM);
   });
   filtered.join();
-  CHECK(failure.error == EPERM);
+}
+
+TEST_CASE("where the kernel must not know of an eventfd nothing is deferred") {
+  const UniqueFd file(memfd_create("file_ring", 1000, false).value);
+  if (open_ring(file.get()) == nullptr) return;
+  std::thread filtered([&] {
+    if (!refuse(427)) return;  // io_uring_register
+    const auto ring = open_ring(file.get());
+    REQUIRE(ring != nullptr);
+    CHECK_FALSE(ring->fd_is_eventfd());
+    std::array<std::byte, 100> bytes{};
+    ring->add_piece(bytes);
+    std::ignore = ring->begin(FileVerb::kRead, 0);
+    CHECK(ends_of(*ring, 1).at(0).value == 100);
+  });
+  filtered.join();
 }
 
 }  // namespace

@@ -76,7 +76,11 @@ export class BusyPoll {
       this.#polledInVain = polled && this.#nanos === this.#nanosMax
       this.#stretchSinceMs = undefined
       this.#isStretchOver = false
-    } else if (polled) {
+      return
+    }
+    // Kicks may have been asked for before, while other requests were not answered. That was no sleep.
+    this.#asleepSinceMs = undefined
+    if (polled) {
       this.#sleepsPerTry = SLEEPS_PER_TRY.min
       // What is found at once costs no time to speak of, and how much is found is bounded elsewhere (drain's budget).
       if (!waited) return

@@ -1,6 +1,7 @@
 import { defer, map, merge, type Observable, type SchedulerLike, Subject, tap } from 'rxjs'
 import type { HushringError } from '../errors.ts'
 import type { Handler } from '../handlers/handler.ts'
+import { othersWait } from '../ring/batch-scope.ts'
 import type { Published } from '../ring/queue.ts'
 import type { RingRequest } from '../ring/request.ts'
 import { type AnswerRecorder, answer } from './answer.ts'
@@ -74,7 +75,7 @@ export function serveQueue<Io extends RingRequest>(
         ...(options.scheduler === undefined ? {} : { scheduler: options.scheduler }),
       }),
       map(() => {
-        const published = queue.publish(busyPoll.nanos(), progress.underWay)
+        const published = queue.publish(othersWait() ? 0 : busyPoll.nanos(), progress.underWay)
         busyPoll.learn(published, queue.armed)
         // Not armed means that the driver owes no kick for what is visible now, or that credits came back:
         // somebody has to look, and drain is the one who looks, unless it is about to look anyhow.

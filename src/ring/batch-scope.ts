@@ -5,6 +5,8 @@
 let depth = 0
 const atEnd: (() => void)[] = []
 const afterEnd: (() => void)[] = []
+/** Of those that run after a scope, how many come after the one that runs. */
+let waitingCount = 0
 
 /**
  * Begins the answering of a batch, or the settling of many answers; {@link leaveBatchScope} must follow. Two functions and no
@@ -28,7 +30,16 @@ function endOutermost(): void {
   for (let index = 0; index < atEnd.length; index++) atEnd[index]!()
   atEnd.length = 0
   depth--
-  for (const publish of afterEnd.splice(0)) publish()
+  const publishes = afterEnd.splice(0)
+  for (let index = 0; index < publishes.length; index++) {
+    waitingCount = publishes.length - 1 - index
+    publishes[index]!()
+  }
+}
+
+/** Whether answers of another queue are ready and go out when the one that publishes now returns: it should not take its time. */
+export function othersWait(): boolean {
+  return waitingCount > 0
 }
 
 /** Runs something in a scope of its own. */

@@ -40,7 +40,9 @@ export async function openFileRing(fd: number, { direct }: FileRingOptions): Pro
     direct,
   })
   try {
-    return new FileRing({ ring, watch: (onReadable) => native.watchReadable(ring.fd, false, onReadable) })
+    const watch = (onReadable: () => void): NativeWatch =>
+      native.watchReadable(ring.fd, ring.fdIsEventfd, onReadable)
+    return new FileRing({ ring, watch })
   } catch (error) {
     ring.close()
     throw error
@@ -71,7 +73,7 @@ const SYSCALLS = { read: 'preadv', write: 'pwritev', sync: 'fdatasync' } as cons
 /**
  * Reads, writes and flushes of a file through io_uring. Whatever one batch of requests begins goes to the kernel by one
  * system call at the end of the batch; what has ended by then is answered in the same batch, and the rest from the event
- * loop, all together that has ended by then.
+ * loop, in groups.
  */
 export class FileRing {
   readonly #ring: NativeFileRing
@@ -80,6 +82,7 @@ export class FileRing {
   #pendingCount = 0
   #willTurn = false
   #onIdle: (() => void) | undefined
+  #nextTry: NodeJS.Immediate | undefined
 
   /** @param port owned from now on */
   constructor({ ring, watch }: FileRingPort) {
@@ -115,6 +118,7 @@ export class FileRing {
         this.#onIdle = resolve
       })
     }
+    clearImmediate(this.#nextTry)
     this.#watch.close()
     this.#ring.close()
   }
@@ -175,7 +179,7 @@ export class FileRing {
     } else if (!this.#willTurn && this.#ring.inKernelCount() === 0 && this.#ring.waitingCount() > 0) {
       // The kernel took nothing for want of memory, and has nothing whose end would wake us.
       this.#willTurn = true
-      setImmediate(this.#onReadable)
+      this.#nextTry = setImmediate(this.#onReadable)
     }
     return false
   }

@@ -25,6 +25,17 @@ class Story {
     return nanos / 1000
   }
 
+  /** A part is answered, for which the queue asks for kicks, and after so long the rest, whose poll finds a request. */
+  findAfterPart(partMicros: number, micros: number): number {
+    this.#poll.taken()
+    this.#poll.learn({ count: 1, signalled: true, polled: false }, true)
+    this.nowMs += partMicros / 1000
+    const nanos = this.#poll.nanos()
+    this.nowMs += micros / 1000
+    this.#poll.learn({ count: 1, signalled: true, polled: nanos > 0 }, false)
+    return nanos / 1000
+  }
+
   /** A publish whose poll finds a request after so long. Returns how long it may have polled, in µs. */
   find(micros: number): number {
     this.#poll.taken()
@@ -64,6 +75,12 @@ test('as long as polls find something they stay as long as they are', (t) => {
   const story = new Story()
   for (let round = 0; round < 3; round++) story.sleep(20)
   for (let round = 0; round < 20; round++) t.is(story.find(5), 40)
+})
+
+test('a request that a look finds ends no sleep, although kicks had been asked for in between', (t) => {
+  const story = new Story()
+  for (let round = 0; round < 4; round++) story.sleep(20)
+  for (let round = 0; round < 3; round++) t.is(story.findAfterPart(5_000, 5), 80)
 })
 
 test('a stretch of polling ends after a millisecond: the queue asks for kicks once, and polls again', (t) => {

@@ -41,6 +41,7 @@ class SimulatedKernel {
   port(): FileRingPort {
     const ring: NativeFileRing = {
       fd: -1,
+      fdIsEventfd: false,
       ends: new Float64Array(8 * FileRingEnd.words),
       addPiece: (buffer, offsetBytes, lengthBytes) =>
         this.#pieces.push(buffer.subarray(offsetBytes, offsetBytes + lengthBytes)) > 0,
@@ -178,7 +179,7 @@ test('a flush that is answered without the kernel is found to lose writes (contr
 // ---- batches ------------------------------------------------------------------------------------------------------
 
 /** Answers batches of reads from a file, and notes how many answers come out together. */
-function answering(file: RingFile) {
+function answering(file: RingFile, onGroup: () => void = () => {}) {
   const groups: number[] = []
   const batches = new Subject<Batch>()
   const recorder = { record() {}, recycle() {} }
@@ -186,7 +187,10 @@ function answering(file: RingFile) {
     const io = blockRequest('read', 0, Buffer.alloc(512))
     return (file.read(io) as PromiseLike<number>).then(() => request.ok())
   }
-  batches.pipe(answer(recorder, handler, { timeoutMs: 0 })).subscribe((count) => groups.push(count))
+  batches.pipe(answer(recorder, handler, { timeoutMs: 0 })).subscribe((count) => {
+    groups.push(count)
+    onGroup()
+  })
   const send = (count: number): void => {
     const batch = new Batch()
     batch.count = count
@@ -217,10 +221,28 @@ test('a batch goes to the kernel at once, and what has ended is published in gro
 test('what has ended when a batch was given to the kernel is published with that batch', (t) => {
   const kernel = new SimulatedKernel(4096)
   const { groups, send } = answering(fileOver(kernel))
-  send(3)
-  for (let index = 0; index < 3; index++) kernel.end(0)
+  send(20)
+  for (let index = 0; index < 20; index++) kernel.end(0)
   send(2)
-  t.deepEqual(groups, [3])
+  t.deepEqual(groups, [20])
+})
+
+test('a driver that sends more between two groups gets each answer once', (t) => {
+  const kernel = new SimulatedKernel(4096)
+  let isFirst = true
+  const { groups, send } = answering(fileOver(kernel), () => {
+    if (isFirst) {
+      isFirst = false
+      send(4)
+    }
+  })
+  send(24)
+  while (kernel.inKernel.length > 0) kernel.end(0)
+  kernel.tell()
+  t.is(kernel.inKernel.length, 4)
+  while (kernel.inKernel.length > 0) kernel.end(0)
+  kernel.tell()
+  t.deepEqual(groups, [8, 16, 4], 'the second group goes out with the new batch')
 })
 
 // ---- memory -------------------------------------------------------------------------------------------------------
@@ -348,11 +370,32 @@ testAllowed('the native ring takes no argument of another kind', (t) => {
   closeSync(fd)
 })
 
+testAllowed('a wake-up that comes too late is taken back, and does not come for ever', async (t) => {
+  const fd = openSync(process.execPath, constants.O_RDONLY)
+  const ring = native.openFileRing(fd, { entryCount: 8, inlineBytesMax: 0, direct: false })
+  if (!ring.fdIsEventfd) {
+    t.pass('the ring itself is watched here')
+  } else {
+    let wakeCount = 0
+    const watch = native.watchReadable(ring.fd, ring.fdIsEventfd, () => {
+      wakeCount++
+      ring.turn()
+    })
+    native.eventfdSignal(ring.fd)
+    for (let count = 0; count < 20; count++) await turn()
+    t.is(wakeCount, 1)
+    watch.close()
+  }
+  ring.close()
+  closeSync(fd)
+})
+
 test('memory of this process is not collected before the kernel is through, whoever has forgotten it', async (t) => {
   const ends = new Float64Array(FileRingEnd.words)
   let endedCount = 0
   const ring: NativeFileRing = {
     fd: -1,
+    fdIsEventfd: false,
     ends,
     addPiece: () => true,
     begin: () => 0,
