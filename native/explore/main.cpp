@@ -34,11 +34,14 @@ struct DriverWithoutF4 : Product {
 constexpr std::uint64_t kStatesMax = 40'000'000;
 std::uint32_t request_count = 4;  // two laps of a ring of 2, and from 65534 past 65535
 
-template <Suppression kSuppression, class Device, class Driver = Product>
-Scenario* split() {
-  SplitPlan plan;
+template <Suppression kSuppression, class Device = Product, class Driver = Product>
+Scenario* split_by(SplitPlan plan) {
   plan.request_count = request_count;
   return new SplitScenario<Device, Driver, kSuppression>(plan);
+}
+template <Suppression kSuppression, class Device, class Driver = Product>
+Scenario* split() {
+  return split_by<kSuppression, Device, Driver>({});
 }
 // One descriptor: each request is a lap of the ring.
 template <Suppression kSuppression>
@@ -48,18 +51,12 @@ Scenario* split_of_one() {
 // A device that puts its decisions off.
 template <Suppression kSuppression, Decides kDecides>
 Scenario* deferring_split() {
-  SplitPlan plan;
-  plan.request_count = request_count;
-  plan.decides = kDecides;
-  return new SplitScenario<Product, Product, kSuppression>(plan);
+  return split_by<kSuppression>({.decides = kDecides});
 }
 // A device that looks once more before it sleeps.
 template <Suppression kSuppression, BeforeSleep kBeforeSleep>
 Scenario* looking_split() {
-  SplitPlan plan;
-  plan.request_count = request_count;
-  plan.before_sleep = kBeforeSleep;
-  return new SplitScenario<Product, Product, kSuppression>(plan);
+  return split_by<kSuppression>({.before_sleep = kBeforeSleep});
 }
 // Three entries: the fourth command is written over the first one.
 template <class Server>

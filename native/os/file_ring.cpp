@@ -235,8 +235,10 @@ std::size_t FileRing::turn(std::span<FileRingEnd> ends) {
 void FileRing::enter_kernel() {
   for (;;) {
     ring_->suppress_wake();
+    const unsigned before_count = in_kernel_count_;
     submit_waiting();
-    ring_->gather();
+    // A submission has gathered as well.
+    if (in_kernel_count_ == before_count) ring_->gather();
     // What was gathered left room for what waits: for the rest of a transfer, or for the next one.
     if (collect() && !waiting_.empty()) continue;
     if (!collect_until_asleep() || waiting_.empty()) return;

@@ -48,6 +48,19 @@ bool is_readable(const FileRing& ring, int timeout_ms) {
   return true;
 }
 
+// What a read waits for until something is written.
+struct Pipe {
+  UniqueFd reader;
+  UniqueFd writer;
+
+  Pipe() {
+    std::array<int, 2> ends{};
+    REQUIRE(::pipe(ends.data()) == 0);
+    reader.reset(ends[0]);
+    writer.reset(ends[1]);
+  }
+};
+
 // Null, with a message, where this machine does not allow io_uring: then there is nothing to be tested.
 std::unique_ptr<FileRing> open_ring(int file, const FileRingOptions& options = kOptions) {
   Result failure;
@@ -117,11 +130,8 @@ TEST_CASE("more pieces than the kernel takes at once are moved all the same") {
 }
 
 TEST_CASE("a transfer that the kernel does in part goes on until all of it is moved") {
-  std::array<int, 2> ends{};
-  REQUIRE(::pipe(ends.data()) == 0);
-  const UniqueFd reader(ends[0]);
-  UniqueFd writer(ends[1]);
-  const auto ring = open_ring(reader.get());
+  Pipe pipe;
+  const auto ring = open_ring(pipe.reader.get());
   if (ring == nullptr) return;
   std::vector<std::byte> target(200);
   ring->add_piece(std::span(target).first(150));
@@ -129,18 +139,18 @@ TEST_CASE("a transfer that the kernel does in part goes on until all of it is mo
   std::ignore = ring->begin(FileVerb::kRead, 0);
   std::array<FileRingEnd, 4> none{};
   const std::vector<std::byte> part(120, std::byte{5});
-  CHECK(::write(writer.get(), part.data(), 120) == 120);
+  CHECK(::write(pipe.writer.get(), part.data(), 120) == 120);
   CHECK(ring->turn(none) == 0);
-  CHECK(::write(writer.get(), part.data(), 80) == 80);
+  CHECK(::write(pipe.writer.get(), part.data(), 80) == 80);
   CHECK(ends_of(*ring, 1).at(0).value == 200);
   CHECK(target == std::vector<std::byte>(200, std::byte{5}));
 
   // At the end there is nothing to go on with.
   ring->add_piece(target);
   std::ignore = ring->begin(FileVerb::kRead, 0);
-  CHECK(::write(writer.get(), part.data(), 50) == 50);
+  CHECK(::write(pipe.writer.get(), part.data(), 50) == 50);
   CHECK(ring->turn(none) == 0);
-  writer.reset();
+  pipe.writer.reset();
   CHECK(ends_of(*ring, 1).at(0).value == 50);
 }
 
@@ -169,11 +179,8 @@ TEST_CASE("more operations than the ring has room for all end") {
 TEST_CASE("a ring is readable when something has ended, until it is told") {
   for (const FileRingOptions& options : {kOptions, kUndeferred}) {
     CAPTURE(options.may_defer);
-    std::array<int, 2> pipe_ends{};
-    REQUIRE(::pipe(pipe_ends.data()) == 0);
-    const UniqueFd reader(pipe_ends[0]);
-    const UniqueFd writer(pipe_ends[1]);
-    const auto ring = open_ring(reader.get(), options);
+    const Pipe pipe;
+    const auto ring = open_ring(pipe.reader.get(), options);
     if (ring == nullptr) return;
     std::array<FileRingEnd, 8> some{};
     std::array<std::byte, 3> target{};
@@ -187,7 +194,7 @@ TEST_CASE("a ring is readable when something has ended, until it is told") {
       // The second and third one end after the first one was told: a wake-up each that is asked for anew.
       for (std::size_t ended = 0; ended < target.size(); ++ended) {
         const std::byte one{7};
-        CHECK(::write(writer.get(), &one, 1) == 1);
+        CHECK(::write(pipe.writer.get(), &one, 1) == 1);
         REQUIRE(is_readable(*ring, 10'000));
         CHECK(ring->turn(some) == 1);
         CHECK_FALSE(is_readable(*ring, 0));
@@ -200,11 +207,8 @@ TEST_CASE("a ring is readable when something has ended, until it is told") {
 TEST_CASE("no end is lost that comes while a ring looks") {
   for (const FileRingOptions& options : {kOptions, kUndeferred}) {
     CAPTURE(options.may_defer);
-    std::array<int, 2> pipe_ends{};
-    REQUIRE(::pipe(pipe_ends.data()) == 0);
-    const UniqueFd reader(pipe_ends[0]);
-    const UniqueFd writer(pipe_ends[1]);
-    const auto ring = open_ring(reader.get(), options);
+    const Pipe pipe;
+    const auto ring = open_ring(pipe.reader.get(), options);
     if (ring == nullptr) return;
     constexpr unsigned kRounds = 20'000;
     std::array<FileRingEnd, 4> some{};
@@ -215,7 +219,7 @@ TEST_CASE("no end is lost that comes while a ring looks") {
       for (unsigned round = 0; round < kRounds; ++round) {
         while (begun <= round) std::this_thread::yield();
         for (unsigned spin = round * 37 % 4096; spin > 0; --spin) std::atomic_signal_fence(std::memory_order_seq_cst);
-        CHECK(::write(writer.get(), &one, 1) == 1);
+        CHECK(::write(pipe.writer.get(), &one, 1) == 1);
       }
     });
     std::byte target{};
@@ -261,11 +265,8 @@ struct SubmissionFlags {
 };
 
 TEST_CASE("a ring does not stay in the kernel for a flag that the kernel set too late to mean anything") {
-  std::array<int, 2> pipe_ends{};
-  REQUIRE(::pipe(pipe_ends.data()) == 0);
-  const UniqueFd reader(pipe_ends[0]);
-  UniqueFd writer(pipe_ends[1]);
-  const auto ring = open_ring(reader.get());
+  Pipe pipe;
+  const auto ring = open_ring(pipe.reader.get());
   if (ring == nullptr || !ring->fd_is_eventfd()) return;
   const SubmissionFlags flags;
   REQUIRE(flags.rings != nullptr);
@@ -280,7 +281,7 @@ TEST_CASE("a ring does not stay in the kernel for a flag that the kernel set too
   // Ends the read, and with it a ring that waits for that, after a while.
   std::thread peer([&] {
     std::this_thread::sleep_for(std::chrono::seconds(2));
-    writer.reset();
+    pipe.writer.reset();
   });
   CHECK(ring->turn(some) == 0);
   CHECK(ring->in_kernel_count() == 1);
@@ -290,11 +291,8 @@ TEST_CASE("a ring does not stay in the kernel for a flag that the kernel set too
 }
 
 TEST_CASE("a ring that ends waits for what the kernel still moves") {
-  std::array<int, 2> ends{};
-  REQUIRE(::pipe(ends.data()) == 0);
-  const UniqueFd reader(ends[0]);
-  const UniqueFd writer(ends[1]);
-  auto ring = open_ring(reader.get());
+  const Pipe pipe;
+  auto ring = open_ring(pipe.reader.get());
   if (ring == nullptr) return;
   std::array<std::byte, 1> target{};
   ring->add_piece(target);
@@ -304,7 +302,7 @@ TEST_CASE("a ring that ends waits for what the kernel still moves") {
   CHECK(ring->in_kernel_count() == 1);
   std::thread peer([&] {
     const std::byte one{1};
-    CHECK(::write(writer.get(), &one, 1) == 1);
+    CHECK(::write(pipe.writer.get(), &one, 1) == 1);
   });
   ring.reset();
   CHECK(target[0] == std::byte{1});

@@ -68,8 +68,12 @@ export function coalesce(options: CoalesceOptions): SuppressionPolicy {
   const countMax = integerIn('countMax', options.countMax, 1, 32768)
   const holdMicrosMax = numberIn('holdMicrosMax', options.holdMicrosMax, 0, 1_000_000)
   const hold = holdMicrosMax === 0 ? 'turn' : holdMicrosMax
-  return ({ readyCount, unansweredCount, urgent }) =>
-    urgent || unansweredCount === 0 || readyCount >= countMax ? 'now' : hold
+  return (load) => (isWorthPublishing(load, countMax) ? 'now' : hold)
+}
+
+/** Whether a group is large enough, nothing more comes to it unless it goes out, or the other side waits for it. */
+function isWorthPublishing({ readyCount, unansweredCount, urgent }: Load, countMax: number): boolean {
+  return urgent || unansweredCount === 0 || readyCount >= countMax
 }
 
 /** Options of {@link adaptive}. */
@@ -91,10 +95,10 @@ const CROWD_COUNT = { min: 8, max: 64 } as const
 export function adaptive(options: AdaptiveOptions = {}): SuppressionPolicy {
   refuseUnknownOptions(options, ['pollMicrosMax'])
   const pollMicrosMax = numberIn('pollMicrosMax', options.pollMicrosMax ?? 100, 0, POLL_MICROS_MAX)
-  const hold = ({ readyCount, unansweredCount, urgent }: Load): Hold => {
-    const quarter = (readyCount + unansweredCount) / 4
+  const hold = (load: Load): Hold => {
+    const quarter = (load.readyCount + load.unansweredCount) / 4
     const crowdCount = Math.min(CROWD_COUNT.max, Math.max(CROWD_COUNT.min, quarter))
-    return urgent || unansweredCount === 0 || readyCount >= crowdCount ? 'now' : 'turn'
+    return isWorthPublishing(load, crowdCount) ? 'now' : 'turn'
   }
   return Object.assign(hold, { pollMicrosMax })
 }

@@ -42,11 +42,11 @@ export function othersWait(): boolean {
   return waitingCount > 0
 }
 
-/** Runs something in a scope of its own. */
-export function inBatchScope(work: () => void): void {
+/** Runs something in a scope of its own. @returns what it returns */
+export function inBatchScope<Value>(work: () => Value): Value {
   enterBatchScope()
   try {
-    work()
+    return work()
   } finally {
     leaveBatchScope()
   }

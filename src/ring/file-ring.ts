@@ -1,6 +1,6 @@
 import { getSystemErrorName } from 'node:util'
 import { FileRingEnd, FileRingVerb, type NativeFileRing, type NativeWatch } from '../native.ts'
-import { atBatchEnd, enterBatchScope, leaveBatchScope } from './batch-scope.ts'
+import { atBatchEnd, inBatchScope } from './batch-scope.ts'
 import { Later } from './later.ts'
 import { type SegmentList, visitPieces } from './segments.ts'
 
@@ -147,15 +147,7 @@ export class FileRing {
    * ones are answered.
    */
   readonly #onReadable = (): void => {
-    let more: boolean
-    do {
-      enterBatchScope()
-      try {
-        more = this.#settleSome()
-      } finally {
-        leaveBatchScope()
-      }
-    } while (more)
+    while (inBatchScope(this.#settleSome)) {}
   }
 
   /** At the end of a batch, with which everything goes out that has ended by then. */
@@ -164,7 +156,7 @@ export class FileRing {
   }
 
   /** Gives the kernel what was begun and settles some of what has ended; true when there may be more. */
-  #settleSome(): boolean {
+  readonly #settleSome = (): boolean => {
     this.#willTurn = false
     const { ends } = this.#ring
     const rowCount = this.#ring.turn()
