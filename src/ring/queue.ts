@@ -329,14 +329,15 @@ export class VirtQueue {
       const readableBytes = rows[base + READABLE_BYTES]!
       const writableBytes = rows[base + WRITABLE_BYTES]!
       request.begin(rows[base + HEAD]!, memory, headers, row * headerWords)
-      request.readable.point(windows, segments, firstSegment, readableCount, readableBytes)
-      request.writable.point(
-        windows,
-        segments,
-        firstSegment + readableCount,
-        rows[base + WRITABLE_COUNT]!,
-        writableBytes,
-      )
+      // One that is used again has empty lists, and hardly any request has data in both directions.
+      if (readableCount > 0) {
+        request.readable.point(windows, segments, firstSegment, readableCount, readableBytes)
+      }
+      const writableCount = rows[base + WRITABLE_COUNT]!
+      if (writableCount > 0) {
+        const firstWritable = firstSegment + readableCount
+        request.writable.point(windows, segments, firstWritable, writableCount, writableBytes)
+      }
       dataBytes += readableBytes + writableBytes
     }
     return dataBytes

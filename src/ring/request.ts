@@ -152,6 +152,7 @@ export class RingRequest extends Request {
   /** Index of the first word of the header. */
   #headerAt = 0
   readonly #ownHeader: Uint32Array
+  readonly #headerWordCount: number
   /** Device-readable data after the header. */
   readonly readable: SegmentList
   /** Device-writable data before the status byte. */
@@ -170,7 +171,8 @@ export class RingRequest extends Request {
    */
   constructor(headerBytes: number, newList: () => SegmentList = () => new SegmentList()) {
     super()
-    this.#ownHeader = new Uint32Array(Math.ceil(headerBytes / 4))
+    this.#headerWordCount = Math.ceil(headerBytes / 4)
+    this.#ownHeader = new Uint32Array(this.#headerWordCount)
     this.#headers = this.#ownHeader
     this.readable = newList()
     this.writable = newList()
@@ -188,8 +190,17 @@ export class RingRequest extends Request {
 
   /** One of {@link headerWords}, at less cost. Throws a RangeError beyond them. */
   headerWord(index: number): number {
-    if (!(index >= 0 && index < this.#ownHeader.length)) throw headerRangeError(index)
+    if (!(index >= 0 && index < this.#headerWordCount)) throw headerRangeError(index)
     return this.#headers[this.#headerAt + index]!
+  }
+
+  /**
+   * Two of {@link headerWords}, the low one at `index`, as one number: exact below 2^53. Throws a RangeError beyond them.
+   */
+  headerDoubleWord(index: number): number {
+    if (!(index >= 0 && index + 1 < this.#headerWordCount)) throw headerRangeError(index)
+    const at = this.#headerAt + index
+    return this.#headers[at + 1]! * 2 ** 32 + this.#headers[at]!
   }
 
   /** The header as bytes. Borrowed like the segments. */
@@ -200,7 +211,7 @@ export class RingRequest extends Request {
   #keepHeader(): void {
     const ownHeader = this.#ownHeader
     if (this.#headers === ownHeader) return
-    for (let word = 0; word < ownHeader.length; word++) ownHeader[word] = this.headerWord(word)
+    for (let word = 0; word < this.#headerWordCount; word++) ownHeader[word] = this.headerWord(word)
     this.#headers = ownHeader
     this.#headerAt = 0
   }

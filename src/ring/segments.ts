@@ -165,9 +165,11 @@ export class SegmentList {
    * allocates nothing when it is reused.
    */
   clear(): void {
-    this.#count = 0
-    this.#byteLength = 0
-    this.#lifeCount++
+    if (this.#count > 0) {
+      this.#count = 0
+      this.#byteLength = 0
+      this.#lifeCount++
+    }
     if (this.#exposed || this.#viewer !== this) this.#endExposure()
   }
 

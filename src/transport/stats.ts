@@ -3,7 +3,7 @@ import type { BlockVerb } from '../handlers/block/block-request.ts'
 import { type Answer, type Layer, mapAnswer } from '../handlers/handler.ts'
 import { integerIn } from '../options.ts'
 import { SIZE_HISTOGRAM_LENGTH, type SizeHistogram } from '../ring/queue.ts'
-import { type Completion, isCompletion } from '../ring/request.ts'
+import { isWholeOk } from '../ring/request.ts'
 
 /** What a transport has done since it was made. Plain numbers, a fresh object each time. */
 export interface TransportStats {
@@ -119,18 +119,20 @@ export class BlockTally {
   /** A layer that counts the successful requests passing through it. */
   readonly layer: Layer = (next) => (io) => {
     const answer = next(io)
-    return isCompletion(answer)
-      ? this.#count(io.verb, io.lengthBytes, answer)
-      : this.#countLater(io.verb, io.lengthBytes, answer)
+    if (!isWholeOk(answer)) return this.#countLater(io.verb, io.lengthBytes, answer)
+    this.#count(io.verb, io.lengthBytes)
+    return answer
   }
 
   #countLater(verb: BlockVerb, lengthBytes: number, answer: Answer): Answer {
-    return mapAnswer(answer, (completion) => this.#count(verb, lengthBytes, completion))
+    return mapAnswer(answer, (completion) => {
+      // A handler in JavaScript may answer with anything; that is for the pipeline to tell.
+      if (completion?.result === 'ok') this.#count(verb, lengthBytes)
+      return completion
+    })
   }
 
-  #count(verb: BlockVerb, lengthBytes: number, completion: Completion): Completion {
-    // A handler in JavaScript may answer with anything; that is for the pipeline to tell.
-    if (completion?.result !== 'ok') return completion
+  #count(verb: BlockVerb, lengthBytes: number): void {
     if (verb === 'read') {
       this.reads++
       this.bytesRead += lengthBytes
@@ -140,6 +142,5 @@ export class BlockTally {
     } else if (verb === 'flush') {
       this.flushes++
     }
-    return completion
   }
 }

@@ -40,6 +40,7 @@ export class BlockRequest extends Request {
   #parent: Request | undefined
   /** A derived request can be aborted alone; a request of a codec is aborted with the one it stands for. */
   #derived = false
+  /** Of a derived request: it is told when its parent is aborted. */
   #following = false
 
   /** One view a piece of {@link data}, for vectored I/O. */
@@ -93,7 +94,6 @@ export class BlockRequest extends Request {
     if (this.verb !== verb) this.verb = verb
     if (this.data !== data) this.data = data
     this.#derived = false
-    this.#following = false
     this.offsetBytes = offsetBytes
     this.lengthBytes = lengthBytes
     this.mayUnmap = mayUnmap
@@ -120,6 +120,7 @@ export class BlockRequest extends Request {
       derived.assign(this, verb, offsetBytes, lengthBytes, NO_DATA, mayUnmap)
     }
     derived.#derived = true
+    derived.#following = false
     return derived
   }
 

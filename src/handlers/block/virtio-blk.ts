@@ -26,7 +26,7 @@ const Feature = {
 const RequestType = { IN: 0, OUT: 1, FLUSH: 4, GET_ID: 8, DISCARD: 11, WRITE_ZEROES: 13 } as const
 
 /** The header: type u32, reserved u32, sector u64, as little-endian words. */
-const HeaderWord = { type: 0, sectorLow: 2, sectorHigh: 3 } as const
+const HeaderWord = { type: 0, sector: 2 } as const
 const HEADER_BYTES = 16
 
 /** One range of a DISCARD or WRITE_ZEROES: sector u64, num_sectors u32, flags u32, as little-endian words. */
@@ -154,10 +154,10 @@ class Codec {
   #control(request: RingRequest): Answer {
     switch (request.headerWord(HeaderWord.type)) {
       case RequestType.FLUSH:
-        return this.#disk.abilities.flush ? this.#ask(request, 'flush', 0, NO_DATA) : request.unsupported()
+        return this.#disk.abilities.flush ? this.#ask(request, 'flush', 0, 0, NO_DATA) : request.unsupported()
       case RequestType.GET_ID: {
         const countBytes = request.writable.copyFrom(this.#serial)
-        return countBytes === 0 ? request.fail(noDataError('read')) : request.ok(countBytes)
+        return countBytes === 0 ? withoutData(request, 'read') : request.ok(countBytes)
       }
       case RequestType.DISCARD:
         return this.#ranges(request, 'discard', Feature.DISCARD)
@@ -170,12 +170,13 @@ class Codec {
 
   #transfer(request: RingRequest, verb: 'read' | 'write', data: SegmentList): Answer {
     const lengthBytes = data.byteLength
-    if (lengthBytes === 0) return request.fail(noDataError(verb))
-    const sector = u64(request.headerWord(HeaderWord.sectorLow), request.headerWord(HeaderWord.sectorHigh))
-    const offsetBytes = sector * SECTOR_BYTES
+    if (lengthBytes === 0) return withoutData(request, verb)
+    // Inexact from 2^53 on, where a sector is past the end of any disk.
+    const offsetBytes = request.headerDoubleWord(HeaderWord.sector) * SECTOR_BYTES
     const { geometry } = this.#disk
-    if (isInRange(geometry, offsetBytes, lengthBytes)) return this.#ask(request, verb, offsetBytes, data)
-    return request.fail(rangeError(geometry, offsetBytes, lengthBytes))
+    return isInRange(geometry, offsetBytes, lengthBytes)
+      ? this.#ask(request, verb, offsetBytes, lengthBytes, data)
+      : outOfRange(request, geometry, offsetBytes, lengthBytes)
   }
 
   #ranges(request: RingRequest, verb: keyof typeof RANGE_LIMITS, feature: bigint): Answer {
@@ -186,12 +187,17 @@ class Codec {
     return Array.isArray(parsed) ? inTurn(this.#next, request, parsed) : parsed
   }
 
-  #ask(request: RingRequest, verb: BlockVerb, offsetBytes: number, data: SegmentList): Answer {
-    const io = companionOf(request).assign(request, verb, offsetBytes, data.byteLength, data)
+  #ask(
+    request: RingRequest,
+    verb: BlockVerb,
+    offsetBytes: number,
+    lengthBytes: number,
+    data: SegmentList,
+  ): Answer {
+    const io = companionOf(request).assign(request, verb, offsetBytes, lengthBytes, data)
     const answer = this.#next(io)
     // What is true of all writable data of a read is true of the whole request.
-    if (isWholeOk(answer) && verb === 'read') return answer
-    return isCompletion(answer) ? reported(request, io, answer) : reportedLater(request, io, answer)
+    return isWholeOk(answer) && verb === 'read' ? answer : reported(request, io, answer)
   }
 
   #accepted(feature: bigint): boolean {
@@ -202,7 +208,7 @@ class Codec {
 /** The block request that stands for a request as long as that does, and is used again with it. */
 function companionOf(request: RingRequest): BlockRequest {
   const { companion } = request
-  return companion instanceof BlockRequest ? companion : newCompanion(request)
+  return companion?.constructor === BlockRequest ? (companion as BlockRequest) : newCompanion(request)
 }
 
 function newCompanion(request: RingRequest): BlockRequest {
@@ -216,27 +222,38 @@ function u64(low: number, high: number): number {
   return high * 2 ** 32 + low
 }
 
-function noDataError(verb: 'read' | 'write'): HushringError {
+function withoutData(request: RingRequest, verb: 'read' | 'write'): Completion {
   const needed = verb === 'read' ? 'device-writable' : 'device-readable'
-  return new HushringError('ERR_BLOCK_DATA', `the request has no ${needed} data`, { details: { verb } })
+  const message = `the request has no ${needed} data`
+  return request.fail(new HushringError('ERR_BLOCK_DATA', message, { details: { verb } }))
+}
+
+function outOfRange(
+  request: RingRequest,
+  geometry: BlockGeometry,
+  offsetBytes: number,
+  lengthBytes: number,
+): Completion {
+  return request.fail(rangeError(geometry, offsetBytes, lengthBytes))
 }
 
 /**
  * A disk's answer as the answer to the ring, where `ok()` means that all writable data was filled: a read must have
  * done just that, and everything else has written nothing. What is no completion passes, for the pipeline to judge.
  */
-function reported(request: RingRequest, io: BlockRequest, completion: Completion): Completion {
+function reported(request: RingRequest, io: BlockRequest, answer: Answer): Answer {
+  return isCompletion(answer) ? reportedNow(request, io, answer) : reportedLater(request, io, answer)
+}
+
+function reportedNow(request: RingRequest, io: BlockRequest, completion: Completion): Completion {
   if (completion?.result !== 'ok') return completion
   if (io.verb !== 'read') return doneWithoutData(request)
   return completion.bytesWritten === undefined ? completion : io.transferred(completion.bytesWritten)
 }
 
-/**
- * The same for an answer that is not there yet. A function of its own, because one that makes a closure keeps its variables on
- * the heap, at each call.
- */
+/** A function of its own, because one that makes a closure keeps its variables on the heap, at each call. */
 function reportedLater(request: RingRequest, io: BlockRequest, answer: Answer): Answer {
-  return mapAnswer(answer, (completion) => reported(request, io, completion))
+  return mapAnswer(answer, (completion) => reportedNow(request, io, completion))
 }
 
 function doneWithoutData(request: RingRequest): Completion {
@@ -284,7 +301,7 @@ function parseRange(
   const offsetBytes = u64(words[RangeWord.sectorLow]!, words[RangeWord.sectorHigh]!) * SECTOR_BYTES
   const lengthBytes = sectorCount * SECTOR_BYTES
   if (!isInRange(geometry, offsetBytes, lengthBytes)) {
-    return request.fail(rangeError(geometry, offsetBytes, lengthBytes))
+    return outOfRange(request, geometry, offsetBytes, lengthBytes)
   }
   const mayUnmap = (flags & RANGE_FLAG_UNMAP) !== 0
   return new BlockRequest().assign(request, verb, offsetBytes, lengthBytes, NO_DATA, mayUnmap)
