@@ -1,6 +1,6 @@
 // npm run bench:compare -- A B: whether commit B is faster than commit A. Both are built in a folder of their own and serve at
 // the same time; the front-end generator of this checkout drives them in alternation, so that nothing differs but the
-// back-end. Native instructions, which repeat exactly, are counted for both where the machine has the tools.
+// back-end. Instructions, which repeat exactly, are counted for both where the machine has the tools.
 import { execFileSync } from 'node:child_process'
 import { copyFileSync, existsSync, mkdtempSync, readFileSync, rmSync, symlinkSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -128,7 +128,7 @@ export function instructionsIn(output: string): ReadonlyMap<string, number> {
 function instructionTable(folders: readonly string[]): string {
   const [one, other] = folders.map(instructionsOf)
   if (one!.size === 0 || other!.size === 0) {
-    return 'Native instructions: not counted; `npm run instructions` says what is missing.'
+    return 'Instructions: not counted; `npm run instructions` says what is missing.'
   }
   const rows = [...one!].map(([work, count]) => {
     const now = other!.get(work)
@@ -139,7 +139,7 @@ function instructionTable(folders: readonly string[]): string {
       now === undefined ? '–' : (now / count).toFixed(3),
     ]
   })
-  return markdownTable(['native instructions a request', 'A', 'B', 'B / A'], rows)
+  return markdownTable(['instructions a request', 'A', 'B', 'B / A'], rows)
 }
 
 async function compare(commits: readonly string[], rounds: number, ms: number, only?: string): Promise<void> {
