@@ -22,8 +22,10 @@ export interface FileTransfers {
  */
 export async function fileTransfers(fd: number, mayWait: boolean): Promise<FileTransfers> {
   const { native } = await import('../native.ts')
+  // Looking them up in the addon is a search, each time.
+  const { fileReadAt, fileWriteAt } = native
   return {
-    read: (list, fileOffsetBytes) => transferPieces(list, native.fileReadAt, fd, fileOffsetBytes, mayWait),
-    write: (list, fileOffsetBytes) => transferPieces(list, native.fileWriteAt, fd, fileOffsetBytes, mayWait),
+    read: (list, fileOffsetBytes) => transferPieces(list, fileReadAt, fd, fileOffsetBytes, mayWait),
+    write: (list, fileOffsetBytes) => transferPieces(list, fileWriteAt, fd, fileOffsetBytes, mayWait),
   }
 }

@@ -44,7 +44,7 @@ export let visitPieces: (
 ) => readonly Buffer[]
 
 // V8 looks a name of another module up again at each use, and a constant of this one never: each piece is read by these.
-const { offsetBytes: OFFSET, lengthBytes: LENGTH, words: WORDS } = SegmentRow
+const { window: WINDOW, offsetBytes: OFFSET, lengthBytes: LENGTH, words: WORDS } = SegmentRow
 
 /** Of every list that never had a piece, and never written. */
 const NO_WINDOWS: readonly Buffer[] = []
@@ -259,7 +259,10 @@ export class SegmentList {
     const isOfLast = count > 0 && this.#windowAt(last) === window
     const windowIndex = isOfLast ? this.#rows[last * WORDS]! : this.#addWindow(window)
     this.#count++
-    this.#rows.set([windowIndex, offsetBytes, lengthBytes], count * WORDS)
+    const row = count * WORDS
+    this.#rows[row + WINDOW] = windowIndex
+    this.#rows[row + OFFSET] = offsetBytes
+    this.#rows[row + LENGTH] = lengthBytes
     this.#byteLength += lengthBytes
   }
 

@@ -18,7 +18,30 @@ import { Batch, type Published } from './queue.ts'
 import type { Completion } from './request.ts'
 import { ringError } from './ring-break.ts'
 import { ScsiRequest } from './scsi-request.ts'
+import type { SegmentList } from './segments.ts'
 import { encodeSense, ScsiStatus, SENSE_BYTES, type Sense, SenseKey } from './sense.ts'
+
+// V8 looks a name of another module up again at each use, and a constant of this one never.
+const {
+  command: COMMAND,
+  commandId: COMMAND_ID,
+  cdbBytes: CDB_BYTES,
+  firstSegment: FIRST_SEGMENT,
+  dataCount: DATA_COUNT,
+  bidiCount: BIDI_COUNT,
+  words: COMMAND_WORDS,
+} = TcmuCommandRow
+const CDB_ROW_WORDS: number = CDB_WORDS
+const { lengthBytes: SEGMENT_LENGTH, words: SEGMENT_WORDS } = SegmentRow
+const {
+  command: ANSWERED_COMMAND,
+  status: STATUS,
+  readLength: READ_LENGTH,
+  flags: FLAGS,
+  copyBytes: COPY_BYTES,
+  words: COMPLETION_WORDS,
+} = TcmuCompletionRow
+const { GOOD, CHECK_CONDITION } = ScsiStatus
 
 /** Task management functions that a TCMU ring tells of, by the kernel's numbers (enum tcmu_tmr_type). */
 export const TaskManagementType = {
@@ -236,35 +259,37 @@ export class TcmuQueue {
   #requestAt(row: number): ScsiRequest {
     const commands = this.#commands
     const cdbs = this.#cdbs
-    const segments = this.#segments
     const request = this.#pool.pop() ?? this.#newRequest()
-    const base = row * TcmuCommandRow.words
-    const command = commands[base + TcmuCommandRow.command]!
+    const base = row * COMMAND_WORDS
+    const command = commands[base + COMMAND]!
+    const cdbBytes = commands[base + CDB_BYTES]!
     request.head = command
-    request.commandId = commands[base + TcmuCommandRow.commandId]!
-    request.cdbBytes = commands[base + TcmuCommandRow.cdbBytes]!
+    request.commandId = commands[base + COMMAND_ID]!
+    request.cdbBytes = cdbBytes
     const { headerWords } = request
-    const cdbBase = row * CDB_WORDS
-    const wordCount = (request.cdbBytes + 3) >>> 2
+    const cdbBase = row * CDB_ROW_WORDS
+    const wordCount = (cdbBytes + 3) >>> 2
     for (let word = 0; word < wordCount; word++) headerWords[word] = cdbs[cdbBase + word]!
-    const bidiCount = commands[base + TcmuCommandRow.bidiCount]!
+    const bidiCount = commands[base + BIDI_COUNT]!
     request.isBidirectional = bidiCount > 0
-    const { windows } = this.#area
-    const first = commands[base + TcmuCommandRow.firstSegment]!
-    const bidiFrom = first + commands[base + TcmuCommandRow.dataCount]!
-    let list = request.dataOut
-    for (let segment = first; segment < bidiFrom + bidiCount; segment++) {
-      if (segment === bidiFrom) list = request.dataIn
-      const at = segment * SegmentRow.words
-      list.append(
-        windows[segments[at + SegmentRow.window]!]!,
-        segments[at + SegmentRow.offsetBytes]!,
-        segments[at + SegmentRow.lengthBytes]!,
-      )
-    }
+    const dataCount = commands[base + DATA_COUNT]!
+    const firstSegment = commands[base + FIRST_SEGMENT]!
+    if (dataCount > 0) this.#fill(request.dataOut, firstSegment, dataCount)
+    if (bidiCount > 0) this.#fill(request.dataIn, firstSegment + dataCount, bidiCount)
     this.#requests[command] = request
     this.#order?.take(command)
     return request
+  }
+
+  /** Copies rows out of the table, which is written anew by the next take. */
+  #fill(list: SegmentList, firstRow: number, rowCount: number): void {
+    const segments = this.#segments
+    let byteLength = 0
+    for (let row = firstRow; row < firstRow + rowCount; row++) {
+      byteLength += segments[row * SEGMENT_WORDS + SEGMENT_LENGTH]!
+    }
+    list.point(this.#area.windows, segments, firstRow, rowCount, byteLength)
+    list.keep()
   }
 
   // Apart from its caller, which is called for each command: a closure over `this` is paid for at each call of the function
@@ -370,18 +395,17 @@ export class TcmuQueue {
     const completions = this.#completions
     const row = this.#recordedCount++
     this.#order?.answer(request.head)
-    const base = row * TcmuCompletionRow.words
+    const base = row * COMPLETION_WORDS
     const isOk = completion.result === 'ok'
-    const status = isOk ? ScsiStatus.GOOD : this.#failedStatus(row, completion)
+    const status = isOk ? GOOD : this.#failedStatus(row, completion)
     // CHECK CONDITION brings no data; with every other status the kernel copies it.
     const lengthBytes =
-      status === ScsiStatus.CHECK_CONDITION ? 0 : this.#bytesOf(request, isOk ? completion.bytesWritten : 0)
-    completions[base + TcmuCompletionRow.command] = request.head
-    completions[base + TcmuCompletionRow.status] = status
-    completions[base + TcmuCompletionRow.readLength] =
-      lengthBytes === request.writable.byteLength ? 0 : lengthBytes
-    completions[base + TcmuCompletionRow.flags] = request.isHeld ? TcmuCompletionFlag.keepBuffer : 0
-    completions[base + TcmuCompletionRow.copyBytes] = isRead(request.cdb[0]!) ? lengthBytes : 0
+      status === CHECK_CONDITION ? 0 : this.#bytesOf(request, isOk ? completion.bytesWritten : 0)
+    completions[base + ANSWERED_COMMAND] = request.head
+    completions[base + STATUS] = status
+    completions[base + READ_LENGTH] = lengthBytes === request.writable.byteLength ? 0 : lengthBytes
+    completions[base + FLAGS] = request.isHeld ? TcmuCompletionFlag.keepBuffer : 0
+    completions[base + COPY_BYTES] = isRead(request.cdb[0]!) ? lengthBytes : 0
   }
 
   // What the kernel copies to the initiator. It takes no 0 for an answer (READ_LEN 0 means "all"), and no length at all
