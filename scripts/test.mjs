@@ -15,19 +15,30 @@ import { verify } from './verify/ladder.mjs'
 
 const inCi = Boolean(process.env.CI)
 
-/** By name, in the order they run: what finds most mistakes in the least time comes first. */
+const isOfTcmu = (file) => file.includes('/tcmu')
+
 const suites = {
   lint: () => check('Biome has nothing to say', ['biome', 'ci', '--colors=off', '.']),
   types: () => check('the types fit', ['tsc', '-p', 'tsconfig.json']),
   unit: () => avaTests('unit'),
   native: () => nativeTests('test', { inCi }),
-  'front-ends': frontEnds,
+  tcmu: () => avaTests('front-ends', { only: isOfTcmu }),
+  'front-ends': () => avaTests('front-ends', { only: (file) => !isOfTcmu(file) }),
   instructions: () => instructions({ inCi, show: console.log }),
   asan: () => nativeTests('asan', { inCi }),
   tsan: () => nativeTests('tsan', { inCi, tools: ['clang++-14'] }),
   verify: () => verify({ inCi, show: console.log }),
   package: () => check('the package is in order', ['npm', 'run', '--silent', 'pack:check']),
 }
+/**
+ * What finds most mistakes in the least time comes first. In a group, one list of suites runs beside the other: an emulated
+ * machine has one processor, and there is never more than one of TCMU and one of vhost-user.
+ */
+const order = [
+  [['lint', 'types', 'unit', 'native']],
+  [['tcmu'], ['front-ends', 'instructions', 'asan']],
+  [['tsan', 'verify', 'package']],
+]
 const onlyInCi = ['instructions', 'asan', 'verify', 'package']
 
 const { values: flags } = parseArgs({ options: { only: { type: 'string' } } })
@@ -40,33 +51,24 @@ if (unknown !== undefined) {
 }
 
 const total = noResults()
-for (const name of chosen) {
-  const start = performance.now()
-  const results = await suites[name]()
-  const seconds = ((performance.now() - start) / 1000).toFixed(1)
-  const { passed, failed, skipped } = results
-  if (passed + failed.length + skipped.length === 0) failed.push(`${name}: nothing ran`)
-  console.log(`${name}: ${summaryLine(results)} (${seconds} s)`)
-  total.passed += passed
-  total.failed.push(...failed)
-  total.skipped.push(...skipped)
-}
+for (const group of order) await Promise.all(group.map(carryOut))
 for (const title of total.skipped) console.log(`skipped: ${title}`)
 for (const title of total.failed) console.log(`failed: ${title}`)
 console.log(summaryLine(total))
 process.exitCode = total.failed.length > 0 || total.passed === 0 ? 1 : 0
 
-/** An emulated machine has one processor: those of TCMU and those of vhost-user run side by side, one of each at a time. */
-async function frontEnds() {
-  const isTcmu = (file) => file.includes('/tcmu')
-  const halves = await Promise.all([
-    avaTests('front-ends', { only: isTcmu }),
-    avaTests('front-ends', { only: (file) => !isTcmu(file) }),
-  ])
-  return {
-    passed: halves[0].passed + halves[1].passed,
-    failed: halves.flatMap(({ failed }) => failed),
-    skipped: halves.flatMap(({ skipped }) => skipped),
+/** Runs those suites of a list that were chosen, one after the other. */
+async function carryOut(names) {
+  for (const name of names.filter((name) => chosen.includes(name))) {
+    const start = performance.now()
+    const results = await suites[name]()
+    const seconds = ((performance.now() - start) / 1000).toFixed(1)
+    const { passed, failed, skipped } = results
+    if (passed + failed.length + skipped.length === 0) failed.push(`${name}: nothing ran`)
+    console.log(`${name}: ${summaryLine(results)} (${seconds} s)`)
+    total.passed += passed
+    total.failed.push(...failed)
+    total.skipped.push(...skipped)
   }
 }
 
