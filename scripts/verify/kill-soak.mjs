@@ -25,7 +25,11 @@ const { values: flags } = parseArgs({
     seed: { type: 'string', default: String(Date.now() % 2 ** 32) },
     /** What the front-end does wrong, for the controls: `forget` in-flight files, or `move` a mark in one. */
     fault: { type: 'string', default: 'none' },
-    'stall-ms': { type: 'string', default: '4000' },
+    /**
+     * So long without an answer is a stall. No device serves while the next one starts after a kill that came early, and several
+     * such kills may follow each other where a start takes two seconds.
+     */
+    'stall-ms': { type: 'string', default: '20000' },
   },
 })
 
