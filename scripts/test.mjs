@@ -17,18 +17,19 @@ const inCi = Boolean(process.env.CI)
 
 const isOfTcmu = (file) => file.includes('/tcmu')
 
+/** By name; each gets where to show what a person must see of failures. */
 const suites = {
-  lint: () => check('Biome has nothing to say', ['biome', 'ci', '--colors=off', '.']),
-  types: () => check('the types fit', ['tsc', '-p', 'tsconfig.json']),
-  unit: () => avaTests('unit'),
-  native: () => nativeTests('test', { inCi }),
-  tcmu: () => avaTests('front-ends', { only: isOfTcmu }),
-  'front-ends': () => avaTests('front-ends', { only: (file) => !isOfTcmu(file) }),
-  instructions: () => instructions({ inCi, show: console.log }),
-  asan: () => nativeTests('asan', { inCi }),
-  tsan: () => nativeTests('tsan', { inCi, tools: ['clang++-14'] }),
-  verify: () => verify({ inCi, show: console.log }),
-  package: () => check('the package is in order', ['npm', 'run', '--silent', 'pack:check']),
+  lint: (show) => check('Biome has nothing to say', ['biome', 'ci', '--colors=off', '.'], show),
+  types: (show) => check('the types fit', ['tsc', '-p', 'tsconfig.json'], show),
+  unit: (show) => avaTests('unit', { show }),
+  native: (show) => nativeTests('test', { inCi, show }),
+  tcmu: (show) => avaTests('front-ends', { show, only: isOfTcmu }),
+  'front-ends': (show) => avaTests('front-ends', { show, only: (file) => !isOfTcmu(file) }),
+  instructions: (show) => instructions({ inCi, show }),
+  asan: (show) => nativeTests('asan', { inCi, show }),
+  tsan: (show) => nativeTests('tsan', { inCi, tools: ['clang++-14'], show }),
+  verify: (show) => verify({ inCi, show }),
+  package: (show) => check('the package is in order', ['npm', 'run', '--silent', 'pack:check'], show),
 }
 /**
  * What finds most mistakes in the least time comes first. In a group, one list of suites runs beside the other: an emulated
@@ -42,26 +43,29 @@ const order = [
 const onlyInCi = ['instructions', 'asan', 'verify', 'package']
 
 const { values: flags } = parseArgs({ options: { only: { type: 'string' } } })
-const usual = Object.keys(suites).filter((name) => name !== 'tsan' && (inCi || !onlyInCi.includes(name)))
+const names = order.flat(2)
+const usual = names.filter((name) => name !== 'tsan' && (inCi || !onlyInCi.includes(name)))
 const chosen = flags.only?.split(',') ?? usual
-const unknown = chosen.find((name) => !(name in suites))
+const unknown = chosen.find((name) => !names.includes(name))
 if (unknown !== undefined) {
-  console.error(`no suite '${unknown}'; there are ${Object.keys(suites).join(', ')}`)
+  console.error(`no suite '${unknown}'; there are ${names.join(', ')}`)
   process.exit(2)
 }
 
 const total = noResults()
-for (const group of order) await Promise.all(group.map(carryOut))
+for (const group of order) await Promise.all(group.map((names) => carryOut(names, group.length > 1)))
 for (const title of total.skipped) console.log(`skipped: ${title}`)
 for (const title of total.failed) console.log(`failed: ${title}`)
 console.log(summaryLine(total))
 process.exitCode = total.failed.length > 0 || total.passed === 0 ? 1 : 0
 
-/** Runs those suites of a list that were chosen, one after the other. */
-async function carryOut(names) {
+/** Runs those suites of a list that were chosen, one after the other. Beside others, each is shown when it has ended. */
+async function carryOut(names, isBesideOthers) {
   for (const name of names.filter((name) => chosen.includes(name))) {
     const start = performance.now()
-    const results = await suites[name]()
+    const lines = []
+    const results = await suites[name](isBesideOthers ? (line) => lines.push(line) : console.log)
+    for (const line of lines) console.log(line)
     const seconds = ((performance.now() - start) / 1000).toFixed(1)
     const { passed, failed, skipped } = results
     if (passed + failed.length + skipped.length === 0) failed.push(`${name}: nothing ran`)
@@ -73,9 +77,9 @@ async function carryOut(names) {
 }
 
 /** Runs a command that counts as one test. */
-async function check(title, command) {
+async function check(title, command, show) {
   const { status, output } = await run(command)
   if (status === 0) return { ...noResults(), passed: 1 }
-  console.log(output.trimEnd())
+  show(output.trimEnd())
   return { ...noResults(), failed: [title] }
 }
