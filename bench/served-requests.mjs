@@ -8,6 +8,7 @@ import { blockDevice, compose, GiB } from '../dist/index.js'
 import { CompleteBits, CompletionRow, native, RequestRow } from '../dist/native.js'
 import { adaptive, serveQueue } from '../dist/notify/index.js'
 import { VirtQueue } from '../dist/ring/queue.js'
+import { SegmentRow } from '../dist/segment-row.js'
 import { BlockTally } from '../dist/transport/stats.js'
 
 const BATCH_COUNT = 8
@@ -20,15 +21,18 @@ function fakeNativeQueue({ headerBytes, batchCountMax, sizeMax }) {
   const headerWords = headerBytes / Uint32Array.BYTES_PER_ELEMENT
   const requests = new Uint32Array(batchCountMax * RequestRow.words)
   const headers = new Uint32Array(batchCountMax * headerWords)
-  const segments = new Uint32Array(batchCountMax * 3)
+  const segments = new Uint32Array(batchCountMax * SegmentRow.words)
   for (let row = 0; row < BATCH_COUNT; row++) {
     requests.set([row, row, 0, 1, 0, READ_BYTES], row * RequestRow.words)
     headers.set([0, 0, row, 0], row * headerWords)
-    segments.set([0, row * READ_BYTES, READ_BYTES], row * 3)
+    segments.set([0, row * READ_BYTES, READ_BYTES], row * SegmentRow.words)
   }
   let answeredCount = 0
   return {
-    ...{ requests, headers, segments, completions: new Uint32Array(sizeMax * CompletionRow.words) },
+    requests,
+    headers,
+    segments,
+    completions: new Uint32Array(sizeMax * CompletionRow.words),
     counters: new BigUint64Array(16),
     start: () => 0,
     settle: () => {},

@@ -70,11 +70,8 @@ async function reasonNotToCompare() {
 
 /** @returns {Promise<number>} instructions a request */
 async function count(work) {
-  return (
-    (await countAll('--toggle-collect=measured_serve*', [
-      ...['out/test/hushring_instructions', work, String(requestCount)],
-    ])) / requestCount
-  )
+  const command = ['out/test/hushring_instructions', work, String(requestCount)]
+  return (await countAll('--toggle-collect=measured_serve*', command)) / requestCount
 }
 
 /**
@@ -83,25 +80,20 @@ async function count(work) {
  * @returns {Promise<number>} instructions a request
  */
 async function countJavaScript() {
-  return (
-    (await countAll('--instr-atstart=no', [
-      ...['node', '--single-threaded', 'bench/served-requests.mjs', String(requestCountOfJavaScript)],
-    ])) / requestCountOfJavaScript
-  )
+  const count = requestCountOfJavaScript
+  const command = ['node', '--single-threaded', 'bench/served-requests.mjs', String(count)]
+  return (await countAll('--instr-atstart=no', command)) / count
 }
 
 /** @returns {Promise<number>} all instructions that a command executes while they are counted; NaN if none were */
 async function countAll(whenToCount, command) {
-  const { output } = await run([
-    ...[
-      'valgrind',
-      '--tool=callgrind',
-      '--callgrind-out-file=/dev/null',
-      '--smc-check=all-non-file',
-      whenToCount,
-    ],
-    ...command,
-  ])
+  const callgrind = [
+    'valgrind',
+    '--tool=callgrind',
+    '--callgrind-out-file=/dev/null',
+    '--smc-check=all-non-file',
+  ]
+  const { output } = await run([...callgrind, whenToCount, ...command])
   return Number(/Collected : (\d+)/.exec(output)?.[1] ?? Number.NaN)
 }
 

@@ -31,6 +31,7 @@ const suites = {
   verify: (show) => verify({ inCi, show }),
   package: (show) => check('the package is in order', ['npm', 'run', '--silent', 'pack:check'], show),
 }
+
 /**
  * What finds most mistakes in the least time comes first. In a group, one list of suites runs beside the other: an emulated
  * machine has one processor, and there is never more than one of TCMU and one of vhost-user.
@@ -53,15 +54,15 @@ if (unknown !== undefined) {
 }
 
 const total = noResults()
-for (const group of order) await Promise.all(group.map((names) => carryOut(names, group.length > 1)))
+for (const group of order) await Promise.all(group.map((list) => carryOut(list, group.length > 1)))
 for (const title of total.skipped) console.log(`skipped: ${title}`)
 for (const title of total.failed) console.log(`failed: ${title}`)
 console.log(summaryLine(total))
 process.exitCode = total.failed.length > 0 || total.passed === 0 ? 1 : 0
 
 /** Runs those suites of a list that were chosen, one after the other. Beside others, each is shown when it has ended. */
-async function carryOut(names, isBesideOthers) {
-  for (const name of names.filter((name) => chosen.includes(name))) {
+async function carryOut(list, isBesideOthers) {
+  for (const name of list.filter((name) => chosen.includes(name))) {
     const start = performance.now()
     const lines = []
     const results = await suites[name](isBesideOthers ? (line) => lines.push(line) : console.log)
